@@ -1,0 +1,147 @@
+"""What all configs share: defaults of both stages, and the `:smoke` size.
+
+A section is exactly the keyword arguments of a constructor (see lDM_jax/build.py).
+Configs are locked: an unknown key raises.
+"""
+
+from ml_collections import ConfigDict
+
+
+def autoencoder() -> ConfigDict:
+    """Defaults of stage 1 (Rombach et al. 2022, appendix G)."""
+    config = _shared(stage="autoencoder")
+    config.autoencoder = first_stage_network()
+    config.loss = dict(pixel_loss="l1", kl_weight=1e-6, codebook_weight=1.0)
+    config.optimizer.update(dict(name="adam", b1=0.5, b2=0.9, weight_decay=0.0))
+    return config
+
+
+def first_stage_network(**changes) -> ConfigDict:
+    """An autoencoder section; the defaults are the released kl-f4's network."""
+    section = dict(
+        width=128,
+        width_mults=(1, 2, 4),
+        num_res_blocks=2,
+        z_channels=3,
+        latent_channels=3,
+        num_codes=0,
+        attn_factors=(),
+        mid_attn=True,
+        dropout=0.0,
+        num_groups=32,
+        legacy_beta=False,
+        dtype="float32",
+    )
+    return ConfigDict({**section, **changes})
+
+
+def diffusion() -> ConfigDict:
+    """Defaults of stage 2 (Rombach et al. 2022, tables 12 to 15)."""
+    config = _shared(stage="diffusion")
+    config.task = "unconditional"
+    config.first_stage = dict(path="", scale=0.0, network=ConfigDict())
+    config.unet = dict(
+        width=224,
+        width_mults=(1, 2, 3, 4),
+        num_res_blocks=2,
+        attn_factors=(8, 4, 2),
+        num_heads=0,
+        head_channels=32,
+        context_width=0,
+        transformer_depth=1,
+        scale_shift=False,
+        res_resample=False,
+        dropout=0.0,
+        num_groups=32,
+        remat=False,
+        dtype="float32",
+    )
+    config.text = dict(width=512, depth=16, num_heads=8, head_width=64, max_length=77)
+    config.process = dict(
+        kind="discrete",
+        num_timesteps=1000,
+        schedule="linear",
+        linear_start=0.0015,
+        linear_end=0.0195,
+        prediction="eps",
+        zero_terminal_snr=False,
+    )
+    config.loss = dict(loss="l2", weighting="uniform", drop_rate=0.0)
+    config.data.cache_latents = False
+    config.sample = dict(sampler="ddim", steps=50, guidance=1.0, eta=0.0)
+    return config
+
+
+def _shared(*, stage: str) -> ConfigDict:
+    config = ConfigDict()
+    config.stage = stage
+    config.seed = 0
+    config.data = dict(
+        source="emoji",
+        path="",
+        size_px=256,
+        flip=0.0,
+        background="white",
+        num_workers=0,
+    )
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_norm=0.0,
+    )
+    config.mesh = dict(data=-1, fsdp=1)
+    config.train = dict(
+        batch_size=48,
+        num_steps=400_000,
+        ema_decay=0.9999,
+        log_every_steps=100,
+        preview_every_steps=5000,
+        eval_every_steps=5000,
+        checkpoint_every_steps=5000,
+        keep_checkpoints=2,
+    )
+    return config
+
+
+def finish(config: ConfigDict, arg: str) -> ConfigDict:
+    """Apply the config argument ("" or "smoke"), lock, return.
+
+    Raises ValueError for another argument, naming the valid ones.
+    """
+    if arg == "smoke":
+        _shrink(config)
+    elif arg:
+        raise ValueError(f"config argument {arg!r} is unknown; valid: 'smoke'")
+    return config.lock()
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Twenty steps on a CPU in a minute: same structure, toy widths, embedded data."""
+    config.data.update(dict(source="emoji", path="", size_px=32, num_workers=0))
+    config.optimizer.warmup_steps = 0
+    config.train.update(
+        dict(
+            batch_size=4,
+            num_steps=20,
+            log_every_steps=5,
+            preview_every_steps=20,
+            eval_every_steps=20,
+            checkpoint_every_steps=10,
+        )
+    )
+    if config.stage == "autoencoder":
+        config.autoencoder.update(dict(width=8, num_res_blocks=1, num_groups=4))
+        return
+    config.first_stage.path = "random"
+    heads = dict(num_heads=2, head_channels=0)
+    config.unet.update(dict(width=8, num_res_blocks=1, num_groups=4, **heads))
+    if config.unet.context_width:
+        config.unet.context_width = 16
+        config.text.update(dict(width=16, depth=1, num_heads=2, head_width=8))
+    config.sample.steps = 4

@@ -1,0 +1,47 @@
+"""Embedded emoji at 64 px, KL first stage with f = 8 (the shipped `emoji_kl_f8`).
+
+    python train.py --config=configs/emoji_autoencoder.py --workdir=runs/emoji_ae
+
+The argument `:vq` trains a VQ stage of the same size instead.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+    config = common.autoencoder()
+    kind, _, arg = arg.partition(",") if arg.startswith("vq") else ("kl", "", arg)
+    config.data.update(dict(source="emoji", size_px=64))
+    config.autoencoder.update(
+        dict(
+            width=16,
+            width_mults=(1, 4, 8, 8),
+            num_res_blocks=1,
+            z_channels=8,
+            latent_channels=8,
+            num_codes=1024 if kind == "vq" else 0,
+            num_groups=8,
+        )
+    )
+    config.loss.update(dict(pixel_loss="l2", kl_weight=3e-3))
+    config.optimizer.update(
+        dict(
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            b1=0.9,
+            b2=0.99,
+        )
+    )
+    config.train.update(
+        dict(
+            batch_size=8,
+            num_steps=4000,
+            ema_decay=0.995,
+            log_every_steps=20,
+            preview_every_steps=300,
+            eval_every_steps=300,
+            checkpoint_every_steps=150,
+        )
+    )
+    return common.finish(config, arg)

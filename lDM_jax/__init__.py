@@ -1,0 +1,15 @@
+"""Latent diffusion models in JAX: a map of the package, in reading order.
+
+arrays, rng, image      vocabulary, named random streams, pixels and PNG files
+models/                 networks: layers, unet, autoencoder, text, conditioners
+diffusion               the noise process: alpha_t, sigma_t, targets, time grids
+guidance, samplers      Denoiser -> Denoiser; noise -> latents
+codec, losses           pixels <-> latents; what the two stages minimise
+tasks, data/            conditioning by task; sources, transforms, grain pipeline
+training/               state, optimiser, sharding, checkpoints, the two stages, the loop
+metrics/                figures of merit
+build                   config -> objects
+convert                 weights from and to other programs
+pipeline                sampling, for people and programs
+tools/                  python -m lDM_jax.tools.<name>
+"""

@@ -1,0 +1,74 @@
+"""Array aliases, the axis glossary, `Batch`, `Cond`, `Denoiser` and `@typecheck`.
+
+Owns the vocabulary every other file speaks. Axis names in shape strings:
+
+    b batch   H W pixels   h w latent positions   c latent channels   k concat channels
+    n tokens  d token width  e vector width       t integer time (or f32 in [0, 1])
+
+`Batch` is a dict with a fixed vocabulary; each key has one meaning everywhere:
+
+    image    f32 [-1, 1]  "b H W 3"     tokens   i32 "b n"
+    moments  f32          "b h w 2c"    label    i32 "b"
+    low_res  f32 [-1, 1]  "b h w 3"     mask     f32 {0, 1} "b H W 1" (1 = to be painted)
+    segmentation i32      "b H W"       boxes    i32 "b n"
+
+`moments` replaces `image` when latents are cached.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import flax.struct
+import jax
+from beartype import beartype
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8, jaxtyped
+
+__all__ = [
+    "Array",
+    "Batch",
+    "Bool",
+    "Cond",
+    "Denoiser",
+    "Float",
+    "Int",
+    "Key",
+    "Scalars",
+    "UInt8",
+    "UserError",
+    "typecheck",
+]
+
+Batch = dict[str, Array]
+Scalars = dict[str, Array]
+Denoiser = Callable[[Array, Array], Array]
+
+F = TypeVar("F", bound=Callable)
+
+
+class UserError(ValueError):
+    """A mistake of the user: one readable line, exit code 2, no traceback.
+
+    The text says what was given and what would have been valid.
+    """
+
+
+@flax.struct.dataclass
+class Cond:
+    """All that a denoiser may be told besides (z_t, t); unset fields are None.
+
+    concat:  f32 "b h w k", stacked to z_t along channels.
+    context: f32 "b n d", attended to by cross-attention.
+    vector:  f32 "b e", added to the time embedding.
+    """
+
+    concat: jax.Array | None = None
+    context: jax.Array | None = None
+    vector: jax.Array | None = None
+
+
+def typecheck(function: F) -> F:
+    """Check jaxtyping shapes and dtypes when `function` is called or traced.
+
+    Goes under `@nn.compact`. Raises jaxtyping.TypeCheckError naming the argument.
+    """
+    return jaxtyped(function, typechecker=beartype)

@@ -1,0 +1,191 @@
+"""Random access to examples: the embedded emoji and arrays in memory.
+
+A source has `len(source)`, `source[i]` (a dict of numpy values and strings, the same at
+every call) and `fingerprint`, a hash of its content and options, by which a cache made
+from a source knows whether it still fits. Sources are picklable and cheap to copy to a
+worker. What is random belongs to `transforms.py`.
+
+Images are uint8 RGBA "S S 4"; which colour lies behind them is decided by
+`transforms.Composite`.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from lDM_jax import image
+
+EMOJI = Path(__file__).parent.parent / "assets" / "emoji.array_record"
+SPLITS = ("train", "validation", "test")
+
+
+def read_records(path: str | Path) -> list[bytes]:
+    """All records of an ArrayRecord file, in the order of the file.
+
+    Raises FileNotFoundError, and ValueError for a file that cannot be read to its end.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no ArrayRecord file at {path}")
+    try:
+        # Zero parallelism: no thread pool is left behind.
+        reader = ArrayRecordReader(
+            str(path), "readahead_buffer_size:0,max_parallelism:0"
+        )
+        records = reader.read_all()
+        reader.close()
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole ArrayRecord file: {error}") from None
+    return records
+
+
+def parse_record(record: bytes) -> tuple[dict[str, str], bytes]:
+    """One emoji record -> (header, PNG bytes); the format is in tools/make_emoji.py."""
+    (length,) = struct.unpack_from("<I", record)
+    start = struct.calcsize("<I")
+    return json.loads(record[start : start + length]), record[start + length :]
+
+
+def pad_square(pixels: np.ndarray) -> np.ndarray:
+    """uint8 "H W 4" -> "S S 4" with S = max(H, W), centred, the border transparent."""
+    height, width, channels = pixels.shape
+    size = max(height, width)
+    top, left = (size - height) // 2, (size - width) // 2
+    square = np.zeros((size, size, channels), np.uint8)
+    square[top : top + height, left : left + width] = pixels
+    return square
+
+
+class EmojiSource:
+    """3,655 captioned emoji of 99 subgroups, in a fixed split; nothing is downloaded.
+
+    source[i] -> {"image": uint8 "S S 4" RGBA, "caption": str, "label": i32 ""} where
+    the label is the index of the emoji's subgroup in `subgroups`. The picture is the
+    font's (136 x 128), padded to a square and resized to size_px with the colours
+    weighted by their alpha, so that invisible pixels do not darken the edge.
+
+    split: "train" (3,290), "validation" (177) or "test" (188).
+    size_px: S. Pictures are decoded at first use and kept: 54 MB at 64 px.
+    path: another file of the same format.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        size_px: int = 64,
+        path: str | Path | None = None,
+    ):
+        if split not in SPLITS:
+            raise ValueError(
+                f"split is {split!r}; the emoji have {', '.join(map(repr, SPLITS))}"
+            )
+        if size_px < 1:
+            raise ValueError(f"size_px is {size_px}; it must be at least 1")
+        self.split = split
+        self.size_px = size_px
+        self.path = Path(path or EMOJI)
+        everything = [parse_record(record) for record in read_records(self.path)]
+        chosen = [item for item in everything if item[0]["split"] == split]
+        self._subgroups = sorted({header["subgroup"] for header, _ in everything})
+        self._groups = sorted({header["group"] for header, _ in everything})
+        self._headers = [header for header, _ in chosen]
+        self._pngs = [png for _, png in chosen]
+        self._images: list[np.ndarray | None] = [None] * len(chosen)
+        index = {name: label for label, name in enumerate(self._subgroups)}
+        self._labels = np.array(
+            [index[header["subgroup"]] for header in self._headers], np.int32
+        )
+
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    def __getitem__(self, i: int) -> dict:
+        return {
+            "image": self._image(i),
+            "caption": self._headers[i]["caption"],
+            "label": self._labels[i],
+        }
+
+    def _image(self, i: int) -> np.ndarray:
+        picture = self._images[i]
+        if picture is None:
+            square = pad_square(image.decode(self._pngs[i]))
+            # PIL multiplies RGBA by its alpha before it filters, and divides after.
+            picture = image.resize(square, self.size_px)
+            picture.setflags(write=False)
+            self._images[i] = picture
+        return picture
+
+    @property
+    def captions(self) -> list[str]:
+        """The English name of every emoji of this split, in order."""
+        return [header["caption"] for header in self._headers]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """i32 "len(self)": the subgroup of every emoji of this split."""
+        return self._labels.copy()
+
+    @property
+    def subgroups(self) -> list[str]:
+        """The names of the labels, sorted: the 99 subgroups of all splits."""
+        return list(self._subgroups)
+
+    @property
+    def groups(self) -> list[str]:
+        """The 9 groups of all splits, sorted."""
+        return list(self._groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the split's headers and pictures and of size_px, in hexadecimal."""
+        digest = hashlib.sha256(f"emoji {self.split} {self.size_px}".encode())
+        for header, png in zip(self._headers, self._pngs, strict=True):
+            digest.update(json.dumps(header, sort_keys=True).encode())
+            digest.update(hashlib.sha256(png).digest())
+        return digest.hexdigest()
+
+    def __reduce__(self):
+        options = {"split": self.split, "size_px": self.size_px, "path": self.path}
+        return partial(EmojiSource, **options), ()
+
+
+class ArraySource:
+    """Examples held in memory, such as cached moments with their tokens.
+
+    source[i] -> {key: arrays[key][i]}. All arrays have the same first extent; raises
+    ValueError when they differ or when there is none.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._arrays = {key: np.asarray(value) for key, value in arrays.items()}
+        lengths = {
+            key: value.shape[0] if value.ndim else None
+            for key, value in self._arrays.items()
+        }
+        if len(set(lengths.values())) != 1 or None in lengths.values():
+            raise ValueError(
+                f"the arrays of a source need one common length, got {lengths}"
+            )
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> dict:
+        return {key: value[i] for key, value in self._arrays.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the keys, types, shapes and values, in hexadecimal."""
+        digest = hashlib.sha256(b"arrays")
+        for key, value in sorted(self._arrays.items()):
+            digest.update(f"{key} {value.dtype.str} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()

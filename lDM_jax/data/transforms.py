@@ -1,0 +1,112 @@
+"""Maps of one example to the next: `transform(example, rng) -> example`.
+
+All randomness comes from `rng`, which the pipeline derives from (seed, index, epoch).
+Transforms are frozen dataclasses, so that they compare, print and pickle. They return a
+new dict and never write into the arrays they were given: a source may hand out its
+cache.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lDM_jax import image
+
+Example = dict
+Transform = Callable[[Example, np.random.Generator], Example]
+
+BACKGROUNDS = ("white", "random")
+SPATIAL_KEYS = ("image", "low_res", "mask", "segmentation")
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after another, all drawing from the same generator."""
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        for transform in self.transforms:
+            example = transform(example, rng)
+        return example
+
+
+def compose(*transforms: Transform) -> Compose:
+    """`compose(f, g)(example, rng)` is `g(f(example, rng), rng)`."""
+    return Compose(transforms)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Lay the picture over a colour: image uint8 "H W 4" -> f32 [-1, 1] "H W 3".
+
+    x = alpha * colour + (1 - alpha) * background. The background is white, or a colour
+    drawn per example, uniform over the cube of uint8 colours.
+    """
+
+    background: str = "white"
+
+    def __post_init__(self):
+        if self.background not in BACKGROUNDS:
+            raise ValueError(
+                f"background is {self.background!r}; valid are "
+                f"{', '.join(map(repr, BACKGROUNDS))}"
+            )
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        pixels = image.to_float(example["image"])
+        alpha = (pixels[:, :, 3:] + 1.0) / 2.0
+        behind = np.full(3, 255, np.uint8)
+        if self.background == "random":
+            behind = rng.integers(0, 256, 3, np.uint8)
+        behind = image.to_float(behind)[None, None, :]
+        x = alpha * pixels[:, :, :3] + (1.0 - alpha) * behind
+        return {**example, "image": x}
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror left and right with the given probability, all pixel keys together."""
+
+    probability: float = 0.5
+
+    def __post_init__(self):
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(
+                f"the flip probability is {self.probability}; it must lie in [0, 1]"
+            )
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        if rng.random() >= self.probability:
+            return example
+        flipped = {
+            key: np.ascontiguousarray(example[key][:, ::-1])
+            for key in SPATIAL_KEYS
+            if key in example
+        }
+        return {**example, **flipped}
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Replace caption, a str, by tokens, i32 "n"; tokenizer: list[str] -> i32 "b n"."""
+
+    tokenizer: Callable[[list[str]], np.ndarray]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        rest = {key: value for key, value in example.items() if key != "caption"}
+        return {**rest, "tokens": self.tokenizer([str(example["caption"])])[0]}
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep these keys and drop all others. Raises KeyError when one is not there."""
+
+    keys: tuple[str, ...]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        missing = [key for key in self.keys if key not in example]
+        if missing:
+            raise KeyError(f"no {missing[0]!r} to keep; there is {sorted(example)}")
+        return {key: example[key] for key in self.keys}

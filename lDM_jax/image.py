@@ -1,0 +1,82 @@
+"""The only conversion between uint8 pixels and [-1, 1] floats; grids; PNG files.
+
+Owns PIL on the writing side, and the request that every written PNG carries in its
+text chunk `lDM_jax`, from which the same picture can be made again. Imports no jax.
+"""
+
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+REQUEST_KEY = "lDM_jax"
+
+
+def to_float(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [0, 255] -> f32 [-1, 1]: x / 127.5 - 1 (the original's scaling)."""
+    return np.asarray(pixels, np.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """f32 [-1, 1] -> uint8: clip((x + 1) * 127.5, 0, 255), rounded to nearest."""
+    x = np.asarray(x, np.float32)
+    return np.clip(np.rint((x + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The bytes of an image file -> uint8 "H W 4" (RGBA)."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGBA"))
+
+
+def resize(pixels: np.ndarray, size_px: int) -> np.ndarray:
+    """uint8 "H W c" -> uint8 "size_px size_px c", antialiased bicubic as PIL's."""
+    picture = Image.fromarray(pixels)
+    return np.asarray(picture.resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
+def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
+    """uint8 "n H W 3" -> one uint8 picture, row-major, with 2 px of white between."""
+    images = np.asarray(images)
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    gap = 2
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    sheet = np.full(shape, 255, np.uint8)
+    for index, picture in enumerate(images):
+        top = (index // columns) * (height + gap)
+        left = (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def write_png(
+    path: str | os.PathLike, pixels: np.ndarray, *, request: dict | None = None
+) -> None:
+    """Write uint8 "H W 3" atomically; `request` goes into the file as JSON text.
+
+    Raises OSError when the folder is missing, not writable or the disk is full; then
+    no half-written file is left.
+    """
+    path = Path(path)
+    info = PngImagePlugin.PngInfo()
+    if request is not None:
+        info.add_text(REQUEST_KEY, json.dumps(request, sort_keys=True))
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_request(path: str | os.PathLike) -> dict | None:
+    """The request that `write_png` stored in the file, or None."""
+    with Image.open(path) as picture:
+        text = getattr(picture, "text", {}).get(REQUEST_KEY)
+    return None if text is None else json.loads(text)

@@ -1,0 +1,1 @@
+"""Networks: arrays in, arrays out. They know no diffusion, no config and no data."""

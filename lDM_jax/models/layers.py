@@ -1,0 +1,336 @@
+"""The building blocks of both stages: norms, convolutions, residual and attention blocks.
+
+Layout is NHWC, parameters are f32, `dtype` is the compute type; norms and softmax run in
+f32. Initial kernels follow the original (uniform in +-1/sqrt(fan_in)), biases are zero, and
+the last layer of every residual branch of the UNet starts at zero.
+
+Reading order: small layers, resampling, time embedding, residual block, attention,
+spatial transformer. Facts: Rombach et al. 2022, section 3.3 and appendix E.2.1.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lDM_jax.arrays import Array, Float, typecheck
+
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+zeros = nn.initializers.zeros_init()
+
+# First stage and spatial transformer use 1e-6, the UNet's other norms 1e-5.
+FIRST_STAGE_EPS = 1e-6
+UNET_EPS = 1e-5
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation in f32, the result in the input's dtype.
+
+    `num_groups` is lowered to the width when a layer is narrower than that.
+    """
+
+    eps: float = UNET_EPS
+    num_groups: int = 32
+
+    @nn.compact
+    @typecheck
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        norm = nn.GroupNorm(
+            num_groups=min(self.num_groups, x.shape[-1]),
+            epsilon=self.eps,
+            dtype=jnp.float32,
+            use_fast_variance=False,
+            name="norm",
+        )
+        return norm(x).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, eps 1e-5, in f32."""
+
+    @nn.compact
+    @typecheck
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        norm = nn.LayerNorm(
+            epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name="norm"
+        )
+        return norm(x).astype(x.dtype)
+
+
+def conv3x3(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform, stride=1):
+    """3x3 convolution with one pixel of zeros on every side."""
+    return nn.Conv(
+        width,
+        (3, 3),
+        strides=stride,
+        padding=((1, 1), (1, 1)),
+        kernel_init=init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def conv1x1(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform):
+    """1x1 convolution, held as a dense layer over channels."""
+    return nn.Dense(width, kernel_init=init, dtype=dtype, name=name)
+
+
+def upsample2(x: Array) -> Array:
+    """Nearest-neighbour doubling: "b h w c" -> "b 2h 2w c"."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def average2(x: Array) -> Array:
+    """Mean over 2x2 cells: "b 2h 2w c" -> "b h w c"."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution to half the extent.
+
+    `symmetric` pads one pixel on every side (UNet); otherwise one row below and one
+    column to the right (first stage: QUIRK(asymmetric_pad) of the original).
+    """
+
+    symmetric: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        pad = (1, 1) if self.symmetric else (0, 1)
+        conv = nn.Conv(
+            x.shape[-1],
+            (3, 3),
+            strides=2,
+            padding=(pad, pad),
+            kernel_init=fan_in_uniform,
+            dtype=self.dtype,
+            name="conv",
+        )
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest doubling, then a 3x3 convolution."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        return conv3x3(x.shape[-1], "conv", dtype=self.dtype)(upsample2(x))
+
+
+def time_features(t: Array, width: int, *, max_period: float = 10_000.0) -> Array:
+    """Sinusoidal embedding f32 "b width" of times "b" (not rescaled).
+
+    [cos(t f_i), sin(t f_i)], f_i = max_period^(-i / half), i = 0 .. half - 1; an odd
+    width gets a zero at the end. Cosines come first, as in the original.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(features, ((0, 0), (0, width % 2)))
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv, (+ time), norm, SiLU, conv, + shortcut.
+
+    With `emb` given, its projection is added before the second norm, or scales and
+    shifts the normed features (`scale_shift`): norm(h) (1 + scale) + shift.
+    `resample` "up" / "down" resamples both branches before the first convolution.
+    `zero_last` starts the block at the identity (UNet, not the first stage).
+    """
+
+    width: int
+    eps: float = UNET_EPS
+    dropout: float = 0.0
+    scale_shift: bool = False
+    resample: str | None = None
+    zero_last: bool = True
+    num_groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b e"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b h2 w2 c2"]:
+        norm = dict(eps=self.eps, num_groups=self.num_groups)
+        h = nn.silu(GroupNorm(name="norm1", **norm)(x))
+        if self.resample is not None:
+            change = upsample2 if self.resample == "up" else average2
+            h, x = change(h), change(x)
+        h = conv3x3(self.width, "conv1", dtype=self.dtype)(h)
+        second_norm = GroupNorm(name="norm2", **norm)
+        if emb is None:
+            h = second_norm(h)
+        else:
+            outputs = 2 * self.width if self.scale_shift else self.width
+            emb = conv1x1(outputs, "emb", dtype=self.dtype)(nn.silu(emb))
+            emb = emb[:, None, None, :]
+            if self.scale_shift:
+                scale, shift = jnp.split(emb, 2, axis=-1)
+                h = second_norm(h) * (1 + scale) + shift
+            else:
+                h = second_norm(h + emb)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        init = zeros if self.zero_last else fan_in_uniform
+        h = conv3x3(self.width, "conv2", dtype=self.dtype, init=init)(h)
+        if x.shape[-1] != self.width:
+            x = conv1x1(self.width, "shortcut", dtype=self.dtype)(x)
+        return x + h
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(d)) v over "b n heads d" arrays; softmax in f32.
+
+    Uses cuDNN's fused kernel where it applies: GPU, bf16 or f16, d a multiple of 8 and
+    at most 128. `mask` is bool "b heads n m" (broadcastable), True = may attend.
+    """
+    width = query.shape[-1]
+    fused = (
+        jax.default_backend() == "gpu"
+        and query.dtype in (jnp.bfloat16, jnp.float16)
+        and width % 8 == 0
+        and width <= 128
+        and mask is None
+    )
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation="cudnn" if fused else "xla"
+    )
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over positions with one qkv projection (UNet without context).
+
+    QUIRK(qkv_per_head): the 3c outputs are ordered heads x [q | k | v].
+    """
+
+    num_heads: int
+    num_groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        normed = GroupNorm(num_groups=self.num_groups, name="norm")(x)
+        qkv = conv1x1(3 * c, "qkv", dtype=self.dtype)(normed.reshape(b, h * w, c))
+        qkv = qkv.reshape(b, h * w, self.num_heads, 3, c // self.num_heads)
+        query, key, value = (qkv[:, :, :, i] for i in range(3))
+        out = attend(query, key, value).reshape(b, h, w, c)
+        return x + conv1x1(c, "proj_out", dtype=self.dtype, init=zeros)(out)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to `context` (or to itself); q, k, v without bias."""
+
+    num_heads: int
+    head_width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        context: Float[Array, "b m d2"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        context = x if context is None else context
+        inner = self.num_heads * self.head_width
+
+        def project(name: str, inputs: Array) -> Array:
+            layer = nn.Dense(
+                inner,
+                use_bias=False,
+                kernel_init=fan_in_uniform,
+                dtype=self.dtype,
+                name=name,
+            )
+            b, n, _ = inputs.shape
+            return layer(inputs).reshape(b, n, self.num_heads, self.head_width)
+
+        query = project("to_q", x)
+        key, value = project("to_k", context), project("to_v", context)
+        b, n, d = x.shape
+        out = attend(query, key, value).reshape(b, n, inner)
+        return conv1x1(d, "to_out", dtype=self.dtype)(out)
+
+
+class FeedForward(nn.Module):
+    """GEGLU: split W x in [value | gate], value * gelu(gate), then a dense layer."""
+
+    mult: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        d = x.shape[-1]
+        both = conv1x1(2 * self.mult * d, "proj", dtype=self.dtype)(x)
+        value, gate = jnp.split(both, 2, axis=-1)
+        h = value * nn.gelu(gate, approximate=False)
+        return conv1x1(d, "out", dtype=self.dtype)(h)
+
+
+class TransformerBlock(nn.Module):
+    """x += self(LN x); x += cross(LN x, context); x += GEGLU(LN x)."""
+
+    num_heads: int
+    head_width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        context: Float[Array, "b m d2"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        attention: Callable = lambda name: Attention(  # noqa: E731
+            self.num_heads, self.head_width, dtype=self.dtype, name=name
+        )
+        x = x + attention("attn1")(LayerNorm(name="norm1")(x))
+        x = x + attention("attn2")(LayerNorm(name="norm2")(x), context)
+        return x + FeedForward(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Group norm (eps 1e-6), projection, `depth` transformer blocks, projection, + x."""
+
+    num_heads: int
+    depth: int = 1
+    num_groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        context: Float[Array, "b n d"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        norm = GroupNorm(eps=1e-6, num_groups=self.num_groups, name="norm")
+        tokens = conv1x1(c, "proj_in", dtype=self.dtype)(norm(x).reshape(b, h * w, c))
+        for index in range(self.depth):
+            block = TransformerBlock(
+                self.num_heads,
+                c // self.num_heads,
+                dtype=self.dtype,
+                name=f"block_{index}",
+            )
+            tokens = block(tokens, context)
+        out = conv1x1(c, "proj_out", dtype=self.dtype, init=zeros)(tokens)
+        return x + out.reshape(b, h, w, c)

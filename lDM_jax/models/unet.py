@@ -1,0 +1,170 @@
+"""The time-conditional UNet: eps_theta(z_t, t, Cond) -> prediction.
+
+Owns the arrangement of blocks of `openaimodel.UNetModel`; the blocks are in `layers`.
+Knows nothing of diffusion: the prediction's meaning is `Process`'s affair. Published
+sizes live in configs/. Source: Rombach et al. 2022, appendix E.2, tables 12 to 15.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lDM_jax.arrays import Array, Cond, Float, Int, UserError, typecheck
+from lDM_jax.models.layers import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+    conv1x1,
+    conv3x3,
+    time_features,
+    zeros,
+)
+
+
+class UNet(nn.Module):
+    """Prediction f32 "b h w out_channels" from z_t, integer (or real) t and `Cond`.
+
+    width            channels of the first level
+    width_mults      multiple of `width` at each level; h and w halve between levels
+    num_res_blocks   residual blocks a level going down; one more going up
+    attn_factors     downsampling factors at which attention stands, e.g. (8, 4, 2)
+    num_heads        heads of every attention layer; or give
+    head_channels    channels a head (num_heads = channels / head_channels)
+    context_width    None: plain attention blocks; else spatial transformers whose
+                     cross-attention reads Cond.context "b n context_width"
+    scale_shift, res_resample    as in the churches model
+    """
+
+    out_channels: int
+    width: int
+    width_mults: Sequence[int] = (1, 2, 4, 8)
+    num_res_blocks: int = 2
+    attn_factors: Sequence[int] = (4, 2, 1)
+    num_heads: int | None = None
+    head_channels: int | None = None
+    context_width: int | None = None
+    transformer_depth: int = 1
+    scale_shift: bool = False
+    res_resample: bool = False
+    dropout: float = 0.0
+    num_groups: int = 32
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def heads(self, channels: int) -> int:
+        """Heads of an attention layer at `channels` wide features."""
+        if self.head_channels is not None:
+            return channels // self.head_channels
+        return self.num_heads
+
+    @property
+    def halvings(self) -> int:
+        """How often h and w are halved."""
+        return len(self.width_mults) - 1
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        z: Float[Array, "b h w c"],
+        t: Int[Array, " b"] | Float[Array, " b"],
+        cond: Cond = Cond(),  # noqa: B008
+        train: bool = False,
+    ) -> Float[Array, "b h w out"]:
+        check_extent(z.shape[1:3], self.halvings)
+        res, attend = self.block_makers(cond.context, train)
+        emb = self.embed_time(t, cond.vector)
+        if cond.concat is not None:
+            z = jnp.concatenate([z, cond.concat.astype(z.dtype)], axis=-1)
+        h = conv3x3(self.width, "input_0_0", dtype=self.dtype)(z.astype(self.dtype))
+        skips, index, factor = [h], 1, 1
+        for level, mult in enumerate(self.width_mults):
+            for _ in range(self.num_res_blocks):
+                h = res(f"input_{index}_0", mult * self.width)(h, emb, train)
+                if factor in self.attn_factors:
+                    h = attend(f"input_{index}_1", h)
+                skips, index = [*skips, h], index + 1
+            if level < self.halvings:
+                name = f"input_{index}_0"
+                if self.res_resample:
+                    h = res(name, h.shape[-1], "down")(h, emb, train)
+                else:
+                    h = Downsample(dtype=self.dtype, name=name)(h)
+                skips, index, factor = [*skips, h], index + 1, 2 * factor
+
+        h = res("middle_0", h.shape[-1])(h, emb, train)
+        h = attend("middle_1", h)
+        h = res("middle_2", h.shape[-1])(h, emb, train)
+
+        index = 0
+        for level, mult in reversed(list(enumerate(self.width_mults))):
+            for block in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res(f"output_{index}_0", mult * self.width)(h, emb, train)
+                part = 1
+                if factor in self.attn_factors:
+                    h = attend(f"output_{index}_1", h)
+                    part = 2
+                if level > 0 and block == self.num_res_blocks:
+                    name = f"output_{index}_{part}"
+                    if self.res_resample:
+                        h = res(name, h.shape[-1], "up")(h, emb, train)
+                    else:
+                        h = Upsample(dtype=self.dtype, name=name)(h)
+                    factor //= 2
+                index += 1
+
+        h = nn.silu(GroupNorm(num_groups=self.num_groups, name="out_norm")(h))
+        h = conv3x3(self.out_channels, "out_conv", dtype=self.dtype, init=zeros)(h)
+        return h.astype(jnp.float32)
+
+    def block_makers(self, context: Array | None, train: bool):
+        """The two recurring blocks, with everything that never varies filled in."""
+        del train
+        block = ResBlock
+        transformer, plain = SpatialTransformer, AttentionBlock
+        if self.remat:
+            block = nn.remat(ResBlock, static_argnums=(3,))
+            transformer, plain = nn.remat(transformer), nn.remat(plain)
+        common = dict(num_groups=self.num_groups, dtype=self.dtype)
+
+        def res(name: str, width: int, resample: str | None = None):
+            return block(
+                width,
+                dropout=self.dropout,
+                scale_shift=self.scale_shift,
+                resample=resample,
+                name=name,
+                **common,
+            )
+
+        def attend(name: str, h: Array) -> Array:
+            heads = self.heads(h.shape[-1])
+            if self.context_width is None:
+                return plain(heads, name=name, **common)(h)
+            depth = self.transformer_depth
+            return transformer(heads, depth, name=name, **common)(h, context)
+
+        return res, attend
+
+    def embed_time(self, t: Array, vector: Array | None) -> Array:
+        """Linear-SiLU-Linear of the sinusoidal features, plus `Cond.vector`: "b 4w"."""
+        emb = time_features(t, self.width).astype(self.dtype)
+        emb = conv1x1(4 * self.width, "time_0", dtype=self.dtype)(emb)
+        emb = conv1x1(4 * self.width, "time_2", dtype=self.dtype)(nn.silu(emb))
+        return emb if vector is None else emb + vector.astype(self.dtype)
+
+
+def check_extent(extent: tuple[int, int], halvings: int) -> None:
+    """Raise UserError when a latent extent (h, w) cannot be halved `halvings` times."""
+    unit = 2**halvings
+    if any(side % unit or side < unit for side in extent):
+        height, width = extent
+        raise UserError(
+            f"a latent of {height} x {width} cannot be halved {halvings} times: "
+            f"both sides must be multiples of {unit}"
+        )

@@ -1,0 +1,1 @@
+"""Programs run as `python -m lDM_jax.tools.<name>`; nothing imports from here."""

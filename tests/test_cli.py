@@ -1,0 +1,147 @@
+"""train.py and sample.py as a user types them: exit codes and one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*args, cwd=ROOT):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True
+    )
+
+
+def refused(result, *words):
+    """Exit code 2, one line on stderr that holds the words, no traceback."""
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], result.stderr
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    """`train.py` on the smoke config: the work directory and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    result = call("train.py", "--config=configs/emoji.py:smoke", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_smoke_run_leaves_checkpoint_metrics_and_previews(run_directory):
+    workdir, printed = run_directory
+    assert "step" in printed and "loss" in printed and "img/s" in printed
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 20
+    assert list((workdir / "previews").glob("*.png"))
+    assert list((workdir / "tensorboard").iterdir())
+    stored = json.loads((workdir / "config.json").read_text())
+    assert "jax" in json.dumps(stored)
+
+
+def test_sample_from_the_run_and_again_from_its_own_png(run_directory, tmp_path):
+    workdir, _ = run_directory
+    first = call(
+        "sample.py",
+        f"--model={workdir}",
+        "--prompt=red heart",
+        "--seeds=0,3",
+        f"--out={tmp_path / 'a'}",
+    )
+    assert first.returncode == 0, first.stderr
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["000000.png", "000003.png", "grid.png"]
+    picture = tmp_path / "a" / "000003.png"
+    again = call("sample.py", f"--request={picture}", f"--out={tmp_path / 'b'}")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "b" / "000003.png").read_bytes() == picture.read_bytes()
+
+
+def test_another_config_on_the_same_directory_is_refused(run_directory):
+    workdir, _ = run_directory
+    result = call(
+        "train.py",
+        "--config=configs/emoji.py:smoke",
+        f"--workdir={workdir}",
+        "--config.optimizer.learning_rate=0.5",
+    )
+    refused(result, "optimizer.learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.unet.widht=3"], ["widht"]),
+        (["--config.train.batch_size=many"], ["many"]),
+        (["--config.loss.loss=l3"], ["l3", "l1, l2"]),
+        (["--config.task=dance"], ["dance", "text"]),
+        (["--config.data.size_px=33"], ["33", "multiple"]),
+        (["--config.first_stage.path=/nowhere"], ["/nowhere"]),
+    ],
+)
+def test_bad_config_values_are_refused(flags, words, tmp_path):
+    result = call(
+        "train.py",
+        "--config=configs/emoji.py:smoke",
+        f"--workdir={tmp_path / 'run'}",
+        *flags,
+    )
+    refused(result, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_size_that_the_unet_cannot_halve_is_refused(tmp_path):
+    result = call(
+        "train.py",
+        "--config=configs/emoji.py:smoke",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.size_px=40",
+    )
+    refused(result, "5 x 5", "multiples of 2")
+
+
+def test_unwritable_work_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = call(
+        "train.py",
+        "--config=configs/emoji.py:smoke",
+        f"--workdir={tmp_path / 'file' / 'run'}",
+    )
+    refused(result, str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt=x"], ["--model"]),
+        (["--model=nothing", "--prompt=x"], ["nothing", "shipped"]),
+        (["--model=emoji", "--seeds=a-b", "--prompt=x"], ["a-b", "0-15"]),
+        (["--model=emoji", "--nonsense=1"], ["nonsense"]),
+        (["--request=README.md"], ["README.md"]),
+    ],
+)
+def test_bad_sample_flags_are_refused(flags, words, tmp_path):
+    refused(call("sample.py", *flags, f"--out={tmp_path / 'out'}"), *words)
+
+
+def test_sample_refuses_an_output_path_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    result = call("sample.py", "--model=emoji", "--prompt=x", f"--out={tmp_path}/out")
+    refused(result, "out")
+
+
+@pytest.mark.parametrize("name", ["celebahq_ldm4", "emoji", "emoji_autoencoder"])
+def test_dry_run_prints_parameters_shapes_and_memory(name):
+    result = call("train.py", f"--config=configs/{name}.py", "--dry_run")
+    assert result.returncode == 0, result.stderr
+    assert "GiB" in result.stdout and "total" in result.stdout
+    if name == "celebahq_ldm4":
+        assert "274.056M" in result.stdout  # Rombach et al. 2022, table 12

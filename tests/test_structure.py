@@ -1,0 +1,127 @@
+"""The tree keeps its shape: import levels, one door a library, no prints, no debris."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lDM_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import only from strictly lower levels (or its own folder's level mates
+# listed in SIDEWAYS). First match wins.
+LEVELS = [
+    (r"lDM_jax\.(arrays|rng|image)$", 0),
+    (r"lDM_jax\.models\.layers$", 1),
+    (r"lDM_jax\.models(\..*)?$", 2),
+    (r"lDM_jax\.(diffusion|tokenizers)$", 2),
+    (r"lDM_jax\.data\.transforms$", 2),
+    (r"lDM_jax\.(guidance|samplers|codec|losses)$", 3),
+    (r"lDM_jax\.(tasks|weights)$", 4),
+    (r"lDM_jax\.data(\..*)?$", 4),
+    (r"lDM_jax\.metrics(\..*)?$", 4),
+    (r"lDM_jax\.training\.(state|optim|sharding|checkpoint)$", 5),
+    (r"lDM_jax\.training\.(autoencoder|diffusion)$", 6),
+    (r"lDM_jax\.(build|convert)$", 7),
+    (r"lDM_jax\.training\.loop$", 7),
+    (r"lDM_jax\.(pipeline|summary)$", 8),
+    (r"lDM_jax\.tools(\..*)?$", 9),
+    (r"lDM_jax(\.training)?$", -1),
+]
+SIDEWAYS = {
+    ("lDM_jax.models.conditioners", "lDM_jax.models.text"),
+    ("lDM_jax.build", "lDM_jax.training.checkpoint"),
+}
+DOORS = {
+    "orbax": {"lDM_jax/training/checkpoint.py"},
+    "PIL": {"lDM_jax/image.py"},
+    "grain": {"lDM_jax/data/pipeline.py"},
+    "safetensors": {"lDM_jax/weights.py", "lDM_jax/convert.py"},
+    "torch": set(),
+    "gradio": {"lDM_jax/tools/studio.py"},
+    "tensorboardX": {"lDM_jax/training/loop.py"},
+    "fontTools": {"lDM_jax/tools/make_emoji.py"},
+}
+BANNED_NAMES = {"utils.py", "helpers.py", "base.py", "misc.py"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute module names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                as_path = ROOT / Path(*full.split("."))
+                is_module = as_path.with_suffix(".py").is_file() or as_path.is_dir()
+                found.add(full if is_module else node.module)
+    return found
+
+
+def level(module: str) -> int:
+    for pattern, number in LEVELS:
+        if re.match(pattern, module):
+            return number
+    raise AssertionError(f"{module} has no level: add it to LEVELS")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_strictly_downward(path):
+    name = module_name(path)
+    for target in imports(path):
+        if target.split(".")[0] != "lDM_jax" or (name, target) in SIDEWAYS:
+            continue
+        if target == "lDM_jax":
+            continue
+        assert level(target) < level(name), f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_door_per_library(path):
+    here = str(path.relative_to(ROOT))
+    for target in imports(path):
+        library = target.split(".")[0]
+        if library in DOORS:
+            assert here in DOORS[library], f"{here} imports {library}"
+
+
+def test_data_never_imports_jax():
+    for path in (PACKAGE / "data").glob("*.py"):
+        assert not {t for t in imports(path) if t.split(".")[0] in ("jax", "flax")}, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_print_no_bare_except_no_global_state(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{path}:{node.lineno} prints"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{path}:{node.lineno} bare except"
+        assert not isinstance(node, ast.Global), f"{path}:{node.lineno} global"
+
+
+def test_no_junk_drawers_and_files_fit_in_one_sitting():
+    for path in FILES:
+        assert path.name not in BANNED_NAMES, path
+        assert len(path.read_text().splitlines()) <= 450, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_public_thing_has_a_docstring(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path}: no module docstring"
+    for node in tree.body:
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        if isinstance(node, kinds) and not node.name.startswith("_"):
+            where = f"{path}:{node.lineno} {node.name}"
+            assert ast.get_docstring(node) or node.name in ("main", "parse"), where
