@@ -17,10 +17,10 @@ def get_config(arg: str = ""):
     config.first_stage.path = "emoji_kl_f8"
     config.unet.update(
         dict(
-            width=96,
+            width=80,
             width_mults=(1, 2),
             num_res_blocks=2,
-            attn_factors=(1, 2),
+            attn_factors=(2,),
             num_heads=4,
             head_channels=0,
             context_width=128,

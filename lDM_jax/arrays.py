@@ -23,6 +23,8 @@ import jax
 from beartype import beartype
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8, jaxtyped
 
+from lDM_jax.errors import UserError
+
 __all__ = [
     "Array",
     "Batch",
@@ -43,13 +45,6 @@ Scalars = dict[str, Array]
 Denoiser = Callable[[Array, Array], Array]
 
 F = TypeVar("F", bound=Callable)
-
-
-class UserError(ValueError):
-    """A mistake of the user: one readable line, exit code 2, no traceback.
-
-    The text says what was given and what would have been valid.
-    """
 
 
 @flax.struct.dataclass

@@ -102,10 +102,11 @@ def from_original(state_dict: StateDict, names: Names) -> dict:
     three lists of entries: missing, unexpected, mismatched (in shape).
     """
     wanted = {name for name, entry in names.items() if entry.path is not None}
+    shapes = {name: np.shape(array) for name, array in state_dict.items()}
     mismatched = [
-        f"{name} {np.shape(state_dict[name])} instead of {entry.shape}"
+        f"{name} {shapes[name]} instead of {entry.shape}"
         for name, entry in names.items()
-        if name in state_dict and np.shape(state_dict[name]) != entry.shape
+        if shapes.get(name, entry.shape) != entry.shape
     ]
     _report(wanted - state_dict.keys(), state_dict.keys() - names.keys(), mismatched)
     params, blocks = {}, {}
@@ -152,13 +153,12 @@ def _report(missing, unexpected, mismatched) -> None:
         shown = ", ".join(items[:8]) or "none"
         return shown + (f" and {len(items) - 8} more" if len(items) > 8 else "")
 
-    lists = dict(missing=missing, unexpected=unexpected, mismatched=mismatched)
-    lists = {word: list(items) for word, items in lists.items()}
-    if any(lists.values()):
-        text = "; ".join(
-            f"{word} ({len(items)}): {show(items)}" for word, items in lists.items()
+    missing, unexpected = list(missing), list(unexpected)
+    if missing or unexpected or mismatched:
+        raise UserError(
+            f"weights do not fit the network: missing {show(missing)}; "
+            f"unexpected {show(unexpected)}; mismatched {show(mismatched)}"
         )
-        raise UserError(f"weights do not fit the network: {text}")
 
 
 def prefixed(names: Names, prefix: str, root: Path = ()) -> Names:
@@ -208,21 +208,23 @@ def make_names(network: nn.Module, inputs: tuple, translate: Translate) -> Names
     return names
 
 
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def _autoencoder_inputs(network: Autoencoder) -> tuple:
-    side = network.factor
-    return (jnp.zeros((1, side, side, network.image_channels)),)
+    return (_floats(1, network.factor, network.factor, network.image_channels),)
 
 
 def _unet_inputs(unet: UNet, in_channels: int | None) -> tuple:
-    side = 2**unet.halvings
-    z = jnp.zeros((1, side, side, in_channels or unet.out_channels))
-    width = unet.context_width
-    context = None if width is None else jnp.zeros((1, 1, width))
-    return z, jnp.zeros(1, jnp.int32), Cond(context=context)
+    side, width = 2**unet.halvings, unet.context_width
+    context = None if width is None else _floats(1, 1, width)
+    z = _floats(1, side, side, in_channels or unet.out_channels)
+    return z, _floats(1), Cond(context=context)
 
 
 def _text_inputs(transformer: TextTransformer) -> tuple:
-    return (jnp.zeros((1, transformer.max_length), jnp.int32),)
+    return (jax.ShapeDtypeStruct((1, transformer.max_length), jnp.int32),)
 
 
 # Original program.
@@ -300,21 +302,17 @@ def _transformer_block(modules: list[str]) -> list[str]:
 def text_names(transformer: TextTransformer) -> Names:
     """`BERTEmbedder`, names below "cond_stage_model."; `to_logits` has no use here."""
     prefix, layers = "transformer.", "transformer.attn_layers.layers."
+    whole = {"tokens": "token_emb", "positions": "pos_emb.emb", "norm": "norm"}
 
     def translate(modules: Path) -> tuple[str, str]:
         place, *rest = modules
-        whole = {"tokens": "token_emb", "positions": "pos_emb.emb", "norm": "norm"}
         if place in whole:
             return prefix + whole[place], "same"
         kind, _, number = place.rpartition("_")
-        module, odd = {
-            "attn_norm": ("0", 0),
-            "attn": ("1", 0),
-            "ff_norm": ("0", 1),
-            "ff_in": ("1.net.0.0", 1),
-            "ff_out": ("1.net.2", 1),
-        }[kind]
-        return ".".join([f"{layers}{2 * int(number) + odd}.{module}", *rest]), "linear"
+        layer = 2 * int(number) + kind.startswith("ff")
+        kinds = {"attn_norm": "0", "attn": "1", "ff_norm": "0"}
+        kinds |= {"ff_in": "1.net.0.0", "ff_out": "1.net.2"}
+        return ".".join([f"{layers}{layer}", kinds[kind], *rest]), "linear"
 
     names = make_names(transformer, _text_inputs(transformer), translate)
     return names | _unused_logits(transformer, prefix)
@@ -322,11 +320,9 @@ def text_names(transformer: TextTransformer) -> Names:
 
 def _unused_logits(transformer: TextTransformer, prefix: str) -> Names:
     """The word predictor that both programs store and never evaluate."""
-    shape = (transformer.vocab_size, transformer.width)
-    return {
-        f"{prefix}to_logits.weight": Entry(None, "linear", shape),
-        f"{prefix}to_logits.bias": Entry(None, "same", shape[:1]),
-    }
+    weight = Entry(None, "linear", (transformer.vocab_size, transformer.width))
+    bias = Entry(None, "same", weight.shape[:1])
+    return {f"{prefix}to_logits.weight": weight, f"{prefix}to_logits.bias": bias}
 
 
 # diffusers.
@@ -382,9 +378,8 @@ def diffusers_unet_names(unet: UNet, in_channels: int | None = None) -> Names:
         "middle_1": "mid_block.attentions.0",
         "middle_2": "mid_block.resnets.1",
     }
-    dense = {"shortcut": "conv1"}
-    if spatial:
-        dense |= {"proj_in": "conv1", "proj_out": "conv1"}
+    projection = "conv1" if spatial else "linear"
+    dense = {"shortcut": "conv1", "proj_in": projection, "proj_out": projection}
 
     def place_name(place: str, rest: list[str]) -> str:
         if place in whole:

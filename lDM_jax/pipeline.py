@@ -28,11 +28,15 @@ BATCH = 8
 
 
 class Step(NamedTuple):
-    """What `Pipeline.stream` yields: step done, of total, latents f32 "b h w c"."""
+    """What `Pipeline.stream` yields after a step.
+
+    step of total; z f32 "b h w c", the latents now; z0_hat, the clean latents estimated.
+    """
 
     step: int
     total: int
     z: Array
+    z0_hat: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,12 @@ class Pipeline:
             raise UserError(
                 f"seeds {bad or '(none)'}: give integers from 0 to 4294967295"
             )
-        samplers.check(request.sampler)
+        own_eta = samplers.check(request.sampler).eta
+        if request.eta and own_eta is not None:
+            raise UserError(
+                f"eta is {request.eta}, but the sampler {request.sampler!r} has none; "
+                "leave it at 0 or take the sampler 'ddim'"
+            )
         self.model.process.grid(request.steps)
         self._conditions(request, 1)
         return request
@@ -166,7 +175,7 @@ class Pipeline:
                 request.guidance,
                 request.eta,
             )
-            yield Step(index + 1, request.steps, carry[0])
+            yield Step(index + 1, request.steps, carry.z, carry.z0_hat)
 
     def to_pixels(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures."""

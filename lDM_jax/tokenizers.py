@@ -13,6 +13,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
+from lDM_jax.errors import UserError
+
 BERT_VOCAB = Path(__file__).parent / "assets" / "bert_vocab.txt"
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
@@ -28,22 +30,25 @@ class BertTokenizer:
     text that spells a special token, "[MASK]", gets that token.
 
     vocab_path: one piece a line, the line number being the id; None is the shipped
-        vocabulary of 30,522. Raises ValueError when a special token is missing.
+        vocabulary of 30,522. Raises UserError without the file or a special token.
     max_length: n, at least 2.
     """
 
     def __init__(self, vocab_path: str | Path | None = None, max_length: int = 77):
         if max_length < 2:
-            raise ValueError(
+            raise UserError(
                 f"max_length is {max_length}: at least 2 are needed, [CLS] and [SEP]"
             )
         self.vocab_path = Path(vocab_path or BERT_VOCAB)
         self.max_length = max_length
-        pieces = self.vocab_path.read_text(encoding="utf-8").split("\n")
+        try:
+            pieces = self.vocab_path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {self.vocab_path}: {error}") from None
         vocab = {piece: index for index, piece in enumerate(pieces) if piece}
         missing = [token for token in SPECIAL if token not in vocab]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.vocab_path} is not a BERT vocabulary: no line {missing[0]}"
             )
         self.vocab_size = len(vocab)

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import only from strictly lower levels (or its own folder's level mates
 # listed in SIDEWAYS). First match wins.
 LEVELS = [
-    (r"lDM_jax\.(arrays|rng|image)$", 0),
+    (r"lDM_jax\.(arrays|errors|rng|image)$", 0),
     (r"lDM_jax\.models\.layers$", 1),
     (r"lDM_jax\.models(\..*)?$", 2),
     (r"lDM_jax\.(diffusion|tokenizers)$", 2),
@@ -31,6 +31,7 @@ LEVELS = [
     (r"lDM_jax(\.training)?$", -1),
 ]
 SIDEWAYS = {
+    ("lDM_jax.arrays", "lDM_jax.errors"),
     ("lDM_jax.models.conditioners", "lDM_jax.models.text"),
     ("lDM_jax.build", "lDM_jax.training.checkpoint"),
 }

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from lDM_jax.data.transforms import Example, Transform
+from lDM_jax.errors import UserError
 
 PREFETCH_BATCHES = 2
 
@@ -141,18 +142,18 @@ def loader(
     num_workers: processes that load and transform; 0 is one thread in this process. The
         batches are the same. Call `close()` when done.
 
-    Raises ValueError for an empty source, a shard that does not exist, or a batch that
+    Raises UserError for an empty source, a shard that does not exist, or a batch that
     all epochs together cannot fill.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= shard_index < shard_count:
-        raise ValueError(
+        raise UserError(
             f"shard_index is {shard_index}; with shard_count {shard_count} it must lie "
             f"in [0, {shard_count})"
         )
     if not len(source):
-        raise ValueError("the source has no examples")
+        raise UserError("the source has no examples")
     dataset = grain.MapDataset.range(len(source))
     if shuffle:
         # Grain's epoch e is shuffled with seed + e. Spread the seeds, so that a run's
@@ -163,7 +164,7 @@ def loader(
     dataset = dataset.map_with_index(_Load(source, transform, seed))
     dataset = dataset[shard_index::shard_count]
     if len(dataset) < batch_size:
-        raise ValueError(
+        raise UserError(
             f"batch_size is {batch_size}, but shard {shard_index} of {shard_count} has "
             f"{len(dataset)} examples in all"
         )
@@ -180,7 +181,7 @@ def batches_once(
     example, 0 for the copies of the last one that fill the last batch.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     for start in range(0, len(source), batch_size):
         indices = range(start, min(start + batch_size, len(source)))
         examples = [

@@ -20,6 +20,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from lDM_jax import image
+from lDM_jax.errors import UserError
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji.array_record"
 SPLITS = ("train", "validation", "test")
@@ -28,10 +29,10 @@ SPLITS = ("train", "validation", "test")
 def read_records(path: str | Path) -> list[bytes]:
     """All records of an ArrayRecord file, in the order of the file.
 
-    Raises FileNotFoundError, and ValueError for a file that cannot be read to its end.
+    Raises UserError without such a file, and for one that cannot be read to its end.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no ArrayRecord file at {path}")
+        raise UserError(f"no ArrayRecord file at {path}")
     try:
         # Zero parallelism: no thread pool is left behind.
         reader = ArrayRecordReader(
@@ -40,7 +41,7 @@ def read_records(path: str | Path) -> list[bytes]:
         records = reader.read_all()
         reader.close()
     except (IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole ArrayRecord file: {error}") from None
+        raise UserError(f"{path} is not a whole ArrayRecord file: {error}") from None
     return records
 
 
@@ -82,11 +83,11 @@ class EmojiSource:
         path: str | Path | None = None,
     ):
         if split not in SPLITS:
-            raise ValueError(
+            raise UserError(
                 f"split is {split!r}; the emoji have {', '.join(map(repr, SPLITS))}"
             )
         if size_px < 1:
-            raise ValueError(f"size_px is {size_px}; it must be at least 1")
+            raise UserError(f"size_px is {size_px}; it must be at least 1")
         self.split = split
         self.size_px = size_px
         self.path = Path(path or EMOJI)

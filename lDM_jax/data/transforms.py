@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lDM_jax import image
+from lDM_jax.errors import UserError
 
 Example = dict
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -49,7 +50,7 @@ class Composite:
 
     def __post_init__(self):
         if self.background not in BACKGROUNDS:
-            raise ValueError(
+            raise UserError(
                 f"background is {self.background!r}; valid are "
                 f"{', '.join(map(repr, BACKGROUNDS))}"
             )
@@ -73,7 +74,7 @@ class RandomFlip:
 
     def __post_init__(self):
         if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"the flip probability is {self.probability}; it must lie in [0, 1]"
             )
 

@@ -1,0 +1,116 @@
+"""Guidance: turn denoisers into a denoiser that leans toward the condition.
+
+Owns the combination of two predictions at the same (z_t, t),
+
+    guided = weak + scale (strong - weak)
+
+which is the same for eps, v, z0 and velocity, since at fixed z_t each is an affine
+function of the others. Owns no network, no process, no sampler. scale may be traced,
+a scalar or one number a row: changing it never recompiles. scale 1 is no guidance.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lDM_jax.arrays import Array, Cond, Denoiser, UserError
+
+Interval = tuple[float | Array, float | Array]
+
+
+def classifier_free(
+    denoise_cond: Callable[[Array, Array, Cond], Array],
+    cond: Cond,
+    null: Cond,
+    scale: float | Array,
+    *,
+    rescale: float | Array = 0.0,
+    interval: Interval | None = None,
+) -> Denoiser:
+    """null + scale (cond - null), arXiv 2207.12598, with one evaluation of [null, cond].
+
+    null is the dropped condition, or a negative prompt. rescale and interval: `mix`.
+    UserError if cond and null do not have the same fields and shapes.
+    """
+    _same_shapes(cond, null)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), null, cond)
+
+    def guided(z: Array, t: Array) -> Array:
+        twice = denoise_cond(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
+        weak, strong = jnp.split(twice, 2)
+        return mix(weak, strong, scale, t, rescale=rescale, interval=interval)
+
+    return guided
+
+
+def autoguidance(
+    main: Denoiser,
+    guide: Denoiser,
+    scale: float | Array,
+    *,
+    rescale: float | Array = 0.0,
+    interval: Interval | None = None,
+) -> Denoiser:
+    """guide + scale (main - guide), `guide` a worse `main` (arXiv 2406.02507, eq. 3).
+
+    Both see the same condition. rescale and interval: `mix`.
+    """
+
+    def guided(z: Array, t: Array) -> Array:
+        weak, strong = guide(z, t), main(z, t)
+        return mix(weak, strong, scale, t, rescale=rescale, interval=interval)
+
+    return guided
+
+
+def mix(
+    weak: Array,
+    strong: Array,
+    scale: float | Array,
+    t: Array,
+    *,
+    rescale: float | Array = 0.0,
+    interval: Interval | None = None,
+) -> Array:
+    """weak + scale (strong - weak) "b h w c", in f32.
+
+    interval (low, high) in the units of t: outside low <= t <= high the scale is 1
+    (arXiv 2404.07724, eq. 6). rescale phi in [0, 1]: the share of the guided prediction
+    that is brought back to the standard deviation of `strong`, by row (arXiv
+    2305.08891, eqs. 15 and 16).
+    """
+    weak, strong = (
+        x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (weak, strong)
+    )
+    if interval is not None:
+        low, high = interval
+        scale = jnp.where((t >= low) & (t <= high), scale, 1)
+    guided = weak + _per_row(scale, weak) * (strong - weak)
+    if isinstance(rescale, (int, float)) and rescale == 0:
+        return guided
+    rest = tuple(range(1, strong.ndim))
+    wanted = jnp.std(strong, axis=rest, keepdims=True)
+    found = jnp.std(guided, axis=rest, keepdims=True)
+    phi = _per_row(rescale, weak)
+    # A constant prediction has no deviation to restore.
+    factor = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
+    return guided * (phi * factor + (1 - phi))
+
+
+def _per_row(value: float | Array, z: Array) -> float | Array:
+    """A scalar, or one number a row shaped to multiply z "b ..."."""
+    if jnp.ndim(value) == 0:
+        return value
+    return value.astype(z.dtype).reshape(value.shape + (1,) * (z.ndim - 1))
+
+
+def _same_shapes(cond: Cond, null: Cond) -> None:
+    for name in ("concat", "context", "vector"):
+        left, right = (getattr(c, name) for c in (cond, null))
+        shapes = [None if x is None else tuple(x.shape) for x in (left, right)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"guidance needs a condition and a null condition of one shape; "
+                f"{name} has {shapes[0]} and {shapes[1]}"
+            )

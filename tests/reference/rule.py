@@ -1,0 +1,67 @@
+"""Reading the recorded vectors: the weights rule, lists of names, arrays.
+
+Owns what the parity tests and the recording script share. Both sides of a comparison
+draw the same weights, a function of the entry's name, so that no weights are stored.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+FOLDER = Path(__file__).parent
+Shapes = dict[str, tuple[int, ...]]
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights of entry `name` that the original programs were run with, f32."""
+    rng = np.random.default_rng(zlib.crc32(("visible/" + name).encode()))
+    if len(shape) >= 2:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        values = 1 + 0.1 * rng.standard_normal(shape)
+    else:
+        values = 0.1 * rng.standard_normal(shape)
+    return values.astype("float32")
+
+
+def ema_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights of the EMA entry that averages parameter `name`."""
+    return (weight(name, shape) + 0.05 * weight("ema/" + name, shape)).astype("float32")
+
+
+def read_shapes(path: Path, prefix: str = "") -> Shapes:
+    """Names and shapes in a gzipped list; those below `prefix`, without it.
+
+    A line is name, sides joined by "," or "x", kind.
+    """
+    shapes = {}
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+        name, sides, _ = line.split("\t")
+        if name.startswith(prefix):
+            sides = sides.replace("x", ",").split(",")
+            shapes[name.removeprefix(prefix)] = tuple(int(side) for side in sides)
+    return shapes
+
+
+def draw(shapes: Shapes, prefix: str = "", rule=weight) -> dict[str, np.ndarray]:
+    """A state dict by the rule, where entries are known to it under prefix + name."""
+    return {name: rule(prefix + name, shape) for name, shape in shapes.items()}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file."""
+    with np.load(path) as file:
+        return dict(file)
+
+
+def last(image: np.ndarray) -> np.ndarray:
+    """NCHW -> NHWC."""
+    return np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+
+
+def fast_jit(function):
+    """`jax.jit` for a function that runs once or twice: half the compile time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
