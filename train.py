@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if FLAGS.dry_run:
             logging.getLogger(__name__).info("%s", summary(FLAGS.config))

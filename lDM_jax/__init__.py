@@ -1,6 +1,7 @@
 """Latent diffusion models in JAX: a map of the package, in reading order.
 
-arrays, rng, image      vocabulary, named random streams, pixels and PNG files
+arrays, errors, rng     vocabulary, the user's error, named random streams
+image                   pixels, image files
 models/                 networks: layers, unet, autoencoder, text, conditioners
 diffusion               the noise process: alpha_t, sigma_t, targets, time grids
 guidance, samplers      Denoiser -> Denoiser; noise -> latents

@@ -21,6 +21,7 @@ from lDM_jax.arrays import Batch, UserError
 from lDM_jax.codec import Codec
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
+from lDM_jax.data.folder import FolderSource
 from lDM_jax.diffusion import make_process
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.conditioners import (
@@ -124,8 +125,30 @@ def source(config: ConfigDict, split: str):
     if data.source == "emoji":
         return sources.EmojiSource(split=split, size_px=data.size_px)
     if data.source == "folder":
-        return sources.FolderSource(data.path, split=split, size_px=data.size_px)
+        folder = FolderSource(data.path, split=split, size_px=data.size_px)
+        check_folder(config, folder)
+        return folder
     raise UserError(f"config.data.source = {data.source!r}; valid: emoji, folder")
+
+
+def check_folder(config: ConfigDict, folder: FolderSource) -> None:
+    """UserError unless the folder has the conditions of the config's task."""
+    task = config.get("task")
+    if task == "text" and not folder.has_captions:
+        raise UserError(
+            f"task 'text' needs captions: {folder.path} has no .txt file named like an "
+            "image (photo.jpg, photo.txt)"
+        )
+    if task == "class" and not folder.classes:
+        raise UserError(
+            f"task 'class' needs every image of {folder.path} in a sub-folder, one a "
+            "class"
+        )
+    if task == "class" and len(folder.classes) > config.num_classes:
+        raise UserError(
+            f"config.num_classes = {config.num_classes}, but {folder.path} has "
+            f"{len(folder.classes)} sub-folders with images"
+        )
 
 
 def transform(config: ConfigDict) -> Callable:

@@ -7,19 +7,20 @@ Owns everything that is a formula of the pair (alpha_t, sigma_t) in
 and nothing that evaluates a network. Betas appear only where a schedule is made. Two
 kinds share one face:
 
-    discrete        t integer in 0 .. T-1, alpha_t^2 + sigma_t^2 = 1 (variance preserving)
+    discrete        t integer in 0 .. T-1, alpha_t^2 + sigma_t^2 = 1
     rectified flow  t real in [0, T], alpha_t = 1 - t / T, sigma_t = t / T
 
 `t` is everywhere what the network is told; T = num_timesteps. The four predictions and
 the clean data and noise they stand for:
 
-    eps       the noise                        z0 = (z_t - sigma eps) / alpha
-    z0        the clean latents                eps = (z_t - alpha z0) / sigma
-    v         alpha eps - sigma z0             z0 = alpha z_t - sigma v   (arXiv 2202.00512)
-    velocity  eps - z0 = dz_t / d(t / T)       z0 = z_t - sigma v         (arXiv 2209.03003)
+    eps       the noise                     z0 = (z_t - sigma eps) / alpha
+    z0        the clean latents             eps = (z_t - alpha z0) / sigma
+    v         alpha eps - sigma z0          z0 = alpha z_t - sigma v
+    velocity  eps - z0 = dz_t / d(t / T)    z0 = z_t - sigma velocity
 
-Tables are float64 numpy; they become f32 in `_scalar`, where they meet jax arrays.
-Reading order: make_betas, Process, then `grid`, which samplers index.
+(v: arXiv 2202.00512, discrete only; velocity: arXiv 2209.03003, the flow's.) Tables are
+float64 numpy; they become f32 in `Process.scales`, where they meet jax arrays. Reading
+order: make_betas, Process, then `grid`, which samplers index.
 """
 
 import dataclasses
@@ -38,10 +39,10 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras")
 LOSS_WEIGHTS = ("uniform", "min_snr")
 
 KARRAS_RHO = 7.0  # arXiv 2206.00364, eq. 5
-KARRAS_MAX = 80.0  # largest sigma / alpha of the ramp where the process reaches infinity
+KARRAS_MAX = 80.0  # the ramp's largest sigma / alpha where the process has infinity
 
 Times = Int[Array, " b"] | Float[Array, " b"]
-Scale = Float[Array, ""] | Float[Array, " b"]
+Scale = int | float | Float[Array, ""] | Float[Array, " b"]
 
 
 def _choose(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -105,7 +106,7 @@ class Grid:
 class Process:
     """z_t = alpha_t z0 + sigma_t eps, and what a network predicts of it.
 
-    Made by `Process.discrete`, `Process.rectified_flow` or, from config, `make_process`.
+    Made by `discrete`, `rectified_flow` or, from a config section, `make_process`.
     alphas, sigmas: float64 "T", None for the rectified flow.
     """
 
@@ -160,15 +161,14 @@ class Process:
         middle of the line sees most (arXiv 2403.03206, section 3.1).
         """
         _choose("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
-        return cls(
-            num_timesteps, "velocity", time_distribution=time_distribution
-        )
+        return cls(num_timesteps, "velocity", time_distribution=time_distribution)
 
     @property
     def continuous(self) -> bool:
         """Whether times are real numbers (the rectified flow)."""
         return self.alphas is None
 
+    @typecheck
     def sample_times(self, key: Key[Array, ""], batch: int) -> Times:
         """Training times "b": i32 uniform on 0 .. T-1, or f32 in (0, T]."""
         if not self.continuous:
@@ -213,8 +213,8 @@ class Process:
         self,
         prediction: Float[Array, "b *rest"],
         z_t: Float[Array, "b *rest"],
-        alpha: float | Scale,
-        sigma: float | Scale,
+        alpha: Scale,
+        sigma: Scale,
     ) -> tuple[Float[Array, "b *rest"], Float[Array, "b *rest"]]:
         """(z0_hat, eps_hat) of a prediction at z_t; alpha and sigma scalar or "b".
 
@@ -230,13 +230,15 @@ class Process:
             return z_t - sigma * prediction, z_t + alpha * prediction
         return alpha * z_t - sigma * prediction, sigma * z_t + alpha * prediction
 
-    def snr(self, t: Times) -> Array:
+    @typecheck
+    def snr(self, t: Times) -> Float[Array, " b"]:
         """alpha_t^2 / sigma_t^2 "b"; infinite at clean data."""
         alpha, sigma = self.scales(t)
         return alpha**2 / sigma**2
 
+    @typecheck
     def loss_weight(
-        self, t: Times, kind: str = "uniform", gamma: float = 5.0
+        self, t: Times, kind: str = "uniform", gamma: int | float = 5.0
     ) -> Float[Array, " b"]:
         """Weight "b" of the squared error of the prediction.
 
@@ -291,7 +293,7 @@ class Process:
         )
 
     def _karras(self, steps: int) -> Grid:
-        """Arxiv 2206.00364, eq. 5, on the ratio sigma / alpha; times are not whole.
+        """arXiv 2206.00364, eq. 5, on the ratio sigma / alpha; times are not whole.
 
         Where the process ends in pure noise the first time is that end, and the ramp
         behind it starts from at most KARRAS_MAX.

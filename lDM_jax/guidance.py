@@ -14,21 +14,30 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Cond, Denoiser, UserError
+from lDM_jax.arrays import (
+    Array,
+    Cond,
+    Denoiser,
+    Float,
+    Int,
+    UserError,
+    typecheck,
+)
 
-Interval = tuple[float | Array, float | Array]
+Scalar = int | float | Array  # one number, or one a row
+Interval = tuple[Scalar, Scalar]
 
 
 def classifier_free(
     denoise_cond: Callable[[Array, Array, Cond], Array],
     cond: Cond,
     null: Cond,
-    scale: float | Array,
+    scale: Scalar,
     *,
-    rescale: float | Array = 0.0,
+    rescale: Scalar = 0.0,
     interval: Interval | None = None,
 ) -> Denoiser:
-    """null + scale (cond - null), arXiv 2207.12598, with one evaluation of [null, cond].
+    """null + scale (cond - null) by one evaluation of [null, cond] (arXiv 2207.12598).
 
     null is the dropped condition, or a negative prompt. rescale and interval: `mix`.
     UserError if cond and null do not have the same fields and shapes.
@@ -47,12 +56,12 @@ def classifier_free(
 def autoguidance(
     main: Denoiser,
     guide: Denoiser,
-    scale: float | Array,
+    scale: Scalar,
     *,
-    rescale: float | Array = 0.0,
+    rescale: Scalar = 0.0,
     interval: Interval | None = None,
 ) -> Denoiser:
-    """guide + scale (main - guide), `guide` a worse `main` (arXiv 2406.02507, eq. 3).
+    """guide + scale (main - guide), `guide` a worse `main` (arXiv 2406.02507).
 
     Both see the same condition. rescale and interval: `mix`.
     """
@@ -64,19 +73,20 @@ def autoguidance(
     return guided
 
 
+@typecheck
 def mix(
-    weak: Array,
-    strong: Array,
-    scale: float | Array,
-    t: Array,
+    weak: Float[Array, "b *rest"],
+    strong: Float[Array, "b *rest"],
+    scale: Scalar,
+    t: Int[Array, " b"] | Float[Array, " b"],
     *,
-    rescale: float | Array = 0.0,
+    rescale: Scalar = 0.0,
     interval: Interval | None = None,
-) -> Array:
-    """weak + scale (strong - weak) "b h w c", in f32.
+) -> Float[Array, "b *rest"]:
+    """weak + scale (strong - weak), at least in f32.
 
     interval (low, high) in the units of t: outside low <= t <= high the scale is 1
-    (arXiv 2404.07724, eq. 6). rescale phi in [0, 1]: the share of the guided prediction
+    (arXiv 2404.07724). rescale phi in [0, 1]: the share of the guided prediction
     that is brought back to the standard deviation of `strong`, by row (arXiv
     2305.08891, eqs. 15 and 16).
     """
@@ -98,7 +108,7 @@ def mix(
     return guided * (phi * factor + (1 - phi))
 
 
-def _per_row(value: float | Array, z: Array) -> float | Array:
+def _per_row(value: Scalar, z: Array) -> Scalar:
     """A scalar, or one number a row shaped to multiply z "b ..."."""
     if jnp.ndim(value) == 0:
         return value

@@ -1,6 +1,6 @@
-"""The only conversion between uint8 pixels and [-1, 1] floats; grids; PNG files.
+"""The only conversion between uint8 pixels and [-1, 1] floats; grids; image files.
 
-Owns PIL on the writing side, and the request that every written PNG carries in its
+Owns PIL, for reading and writing, and the request that every written PNG carries in its
 text chunk `lDM_jax`, from which the same picture can be made again. Imports no jax.
 """
 
@@ -11,9 +11,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 REQUEST_KEY = "lDM_jax"
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = 2**27  # 134 megapixels, 0.5 GB decoded; larger than any camera's picture
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
@@ -28,9 +30,35 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The bytes of an image file -> uint8 "H W 4" (RGBA)."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGBA"))
+    """The bytes of an image file -> uint8 "H W 4" (RGBA), upright, its first frame.
+
+    CMYK, palettes and grey become RGBA, 16 bits become the nearest of 8, and the EXIF
+    orientation is applied. Raises ValueError, in words that follow the name of the
+    file, for what is damaged, cut short, of another format than `READABLE`, or of more
+    than MAX_PIXELS; that is seen in the header, before any pixel is decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=READABLE) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} exceeds {MAX_PIXELS} pixels")
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # PIL's own conversion clips at 255
+                grey = np.asarray(upright).astype(np.int64).clip(0, 65535)
+                upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+            return np.asarray(upright.convert("RGBA"))
+    except UnidentifiedImageError:
+        raise ValueError(f"is no image of {', '.join(READABLE)}") from None
+    except Exception as error:  # PIL's readers raise almost anything on damaged files
+        raise ValueError(f"cannot be decoded: {error}") from None
+
+
+def crop_square(pixels: np.ndarray) -> np.ndarray:
+    """uint8 "H W c" -> its central "S S c", S = min(H, W); a view."""
+    height, width, _ = pixels.shape
+    size = min(height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
 
 
 def resize(pixels: np.ndarray, size_px: int) -> np.ndarray:

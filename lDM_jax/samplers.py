@@ -15,9 +15,9 @@ scales DDIM's (arXiv 2010.02502, eq. 16), in general the ancestral step's.
     euler_ancestral  the same, eta = 1                   k-diffusion
     heun             mean of eps_hat here and there      arXiv 2206.00364, alg. 1
     plms             Adams-Bashforth mix of eps_hat      arXiv 2202.09778
-    dpmpp_1          the pair                            arXiv 2211.01095, eq. 9
-    dpmpp_2m         z0_hat extrapolated in log-SNR      arXiv 2211.01095, alg. 2
-    dpmpp_sde        the same, n of eta = 1              arXiv 2211.01095, app. A
+    dpmpp_1          the pair                            arXiv 2211.01095
+    dpmpp_2m         z0_hat extrapolated in log-SNR      arXiv 2211.01095
+    dpmpp_sde        the same, n of eta = 1              arXiv 2211.01095
     unipc            2m from a corrected z_t             arXiv 2302.04867 (order 2, B2)
 
 Several names are one formula in these variables; all are kept because users ask for
@@ -25,8 +25,8 @@ them by name. Owns no grid (Process.grid does), no guidance, no network. Coeffic
 are float64 numpy, of which step i takes its row; z and the memory are f32.
 
 A trajectory is `sample`; one step of it is `step`, for whoever drives the loop himself.
-Both are pure and meant to be jitted with the grid static: the seed, eta and whatever
-`denoise` closes over may be traced.
+Both are pure and meant to be jitted with the grid static: z, keys, eta, the step index
+and whatever `denoise` closes over may be traced.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from lDM_jax.arrays import Array, Denoiser, Float, UserError, typecheck
 from lDM_jax.diffusion import Grid, Process
 
 # Adams-Bashforth weights of the newest eps_hat and the three before it, by the number
-# of earlier ones at hand (arXiv 2202.09778, eq. 12). Row 0 is unused: see `_plms`.
+# of earlier ones at hand (arXiv 2202.09778). Row 0 is unused: see `_plms`.
 ADAMS_BASHFORTH = np.array(
     [
         [1, 0, 0, 0],
@@ -67,26 +67,81 @@ class Carry(NamedTuple):
     age: Array
 
 
+class Coefficients(NamedTuple):
+    """All that the rules need of a grid: of every step in float64, or of one in f32.
+
+    A step goes from t to s, the one before from p to t; h is the gain in log(alpha /
+    sigma).
+
+    alpha_t, sigma_t, alpha_s, sigma_s   scales where the step starts and ends
+    ancestral     sigma_s sqrt(1 - r^2), the noise of eta = 1
+    extrapolate   h / (2 h_before); 0 where one of the two is infinite, which makes the
+                  step first order
+    keep, pull    sigma_t / sigma_p and alpha_t - alpha_p sigma_t / sigma_p: the exact
+                  way from p to t for a constant z0_hat
+    old, new      UniC-2 weights (B(h) = e^h - 1) of z0_hat_{p-1} - z0_hat_p and of
+                  z0_hat_t - z0_hat_p; 0 and 1/2 where that step is first order
+    """
+
+    alpha_t: np.ndarray | Array
+    sigma_t: np.ndarray | Array
+    alpha_s: np.ndarray | Array
+    sigma_s: np.ndarray | Array
+    ancestral: np.ndarray | Array
+    extrapolate: np.ndarray | Array
+    keep: np.ndarray | Array
+    pull: np.ndarray | Array
+    old: np.ndarray | Array
+    new: np.ndarray | Array
+
+
+def coefficients(grid: Grid) -> Coefficients:
+    """The tables "steps" of a grid, float64 numpy."""
+    alpha_t, alpha_s = grid.alphas[:-1], grid.alphas[1:]
+    sigma_t, sigma_s = grid.sigmas[:-1], grid.sigmas[1:]
+    ratio = sigma_s * alpha_t / (alpha_s * sigma_t)
+    with np.errstate(divide="ignore"):
+        h = -np.log(ratio)
+    keep, pull, extrapolate, old = np.zeros((4, grid.steps))
+    new = np.full(grid.steps, 0.5)
+    keep[1:] = sigma_s[:-1] / sigma_t[:-1]
+    pull[1:] = alpha_s[:-1] - alpha_t[:-1] * keep[1:]
+    for i in range(1, grid.steps):
+        if np.isfinite(h[i - 1 : i + 1]).all():
+            extrapolate[i] = h[i] / (2 * h[i - 1])
+        if i >= 2 and np.isfinite(h[i - 2 : i]).all():
+            old[i], new[i] = _corrector_weights(h[i - 1], h[i - 2])
+    ancestral = sigma_s * np.sqrt(np.maximum(1 - ratio**2, 0))
+    scales = (alpha_t, sigma_t, alpha_s, sigma_s)
+    return Coefficients(*scales, ancestral, extrapolate, keep, pull, old, new)
+
+
+def _corrector_weights(h: float, h_before: float) -> tuple[float, float]:
+    """UniC-2 for a step of log-SNR h after one of h_before; see `Coefficients`."""
+    x = -h
+    phi_1 = np.expm1(x) / x - 1
+    phi_2 = phi_1 / x - 0.5
+    b = np.array([phi_1, 2 * phi_2]) / np.expm1(x)
+    place = -h_before / h
+    rho = np.linalg.solve(np.array([[1, 1], [place, 1]]), b)
+    return rho[0] / place, rho[1]
+
+
 class Move:
-    """Step i of a trajectory: its scales, the network at both ends, and `to_next`."""
+    """Step i of a trajectory: `at` (its coefficients), the network, and `to_next`."""
 
     def __init__(self, denoise: Denoiser, process: Process, grid: Grid, i, dtype):
         self._denoise, self._process, self._grid, self._i = denoise, process, grid, i
-        self._row = {
-            name: jnp.asarray(table, dtype)[i]
-            for name, table in coefficients(grid).items()
-        }
-
-    def __getattr__(self, name: str) -> Array:
-        return self.__dict__["_row"][name]
+        tables = coefficients(grid)
+        self.at = Coefficients(*(jnp.asarray(table, dtype)[i] for table in tables))
 
     def estimate(self, z: Array) -> tuple[Array, Array]:
         """(z0_hat, eps_hat) by the network at this step's time."""
-        return self._ask(z, self._i, self.alpha_t, self.sigma_t)
+        return self._ask(z, self._i, self.at.alpha_t, self.at.sigma_t)
 
     def estimate_next(self, z: Array) -> tuple[Array, Array]:
         """(z0_hat, eps_hat) by the network where this step ends."""
-        return self._ask(z, self._i + 1, self.alpha_s, self.sigma_s)
+        return self._ask(z, self._i + 1, self.at.alpha_s, self.at.sigma_s)
 
     def _ask(self, z, i, alpha, sigma):
         whole = np.issubdtype(self._grid.times.dtype, np.integer)
@@ -97,71 +152,19 @@ class Move:
 
     def with_eps(self, z: Array, eps: Array, first: tuple[Array, Array]):
         """The pair at z whose noise is eps; at alpha_t = 0 there is only `first`."""
-        pure = self.alpha_t == 0
-        z0 = (z - self.sigma_t * eps) / jnp.where(pure, 1, self.alpha_t)
+        pure = self.at.alpha_t == 0
+        z0 = (z - self.at.sigma_t * eps) / jnp.where(pure, 1, self.at.alpha_t)
         return jnp.where(pure, first[0], z0), jnp.where(pure, first[1], eps)
 
     def with_z0(self, z: Array, z0: Array) -> tuple[Array, Array]:
         """The pair at z whose clean latents are z0."""
-        return z0, (z - self.alpha_t * z0) / self.sigma_t
+        return z0, (z - self.at.alpha_t * z0) / self.at.sigma_t
 
     def to_next(self, z0: Array, eps: Array, eta=0.0, noise=0.0) -> Array:
         """alpha_s z0 + sqrt(sigma_s^2 - n^2) eps + n noise, n = eta * ancestral."""
-        n = eta * self.ancestral
-        rest = jnp.sqrt(jnp.maximum(self.sigma_s**2 - n**2, 0))
-        return self.alpha_s * z0 + rest * eps + n * noise
-
-
-def coefficients(grid: Grid) -> dict[str, np.ndarray]:
-    """Per-step tables "steps" in float64: all that the rules need of a grid.
-
-    alpha_t, sigma_t, alpha_s, sigma_s   scales where the step starts and ends
-    ancestral     sigma_s sqrt(1 - r^2), the noise of eta = 1
-    extrapolate   h_i / (2 h_{i-1}), h the gain of log(alpha / sigma) in a step; 0 where
-                  one of the two is infinite, which makes that step first order
-    keep, pull    sigma_t / sigma_p and alpha_t - alpha_p sigma_t / sigma_p, p the
-                  previous time: the exact way from p to t for a constant z0_hat
-    old, new      UniC-2 weights of z0_hat_{p-1} - z0_hat_p and z0_hat_t - z0_hat_p
-                  (arXiv 2302.04867, eq. 5 with B(h) = e^h - 1); 0 and 1/2 if first order
-    """
-    alpha_t, alpha_s = grid.alphas[:-1], grid.alphas[1:]
-    sigma_t, sigma_s = grid.sigmas[:-1], grid.sigmas[1:]
-    ratio = sigma_s * alpha_t / (alpha_s * sigma_t)
-    extrapolate, old, new = np.zeros((3, grid.steps))
-    keep, pull = np.zeros((2, grid.steps))
-    keep[1:] = sigma_s[:-1] / sigma_t[:-1]
-    pull[1:] = alpha_s[:-1] - alpha_t[:-1] * keep[1:]
-    new[:] = 0.5
-    with np.errstate(divide="ignore"):
-        h = -np.log(ratio)
-    for i in range(1, grid.steps):
-        if np.isfinite(h[i]) and np.isfinite(h[i - 1]):
-            extrapolate[i] = h[i] / (2 * h[i - 1])
-        if i >= 2 and np.isfinite(h[i - 1]) and np.isfinite(h[i - 2]):
-            old[i], new[i] = _corrector_weights(h[i - 1], h[i - 2])
-    return {
-        "alpha_t": alpha_t,
-        "sigma_t": sigma_t,
-        "alpha_s": alpha_s,
-        "sigma_s": sigma_s,
-        "ancestral": sigma_s * np.sqrt(np.maximum(1 - ratio**2, 0)),
-        "extrapolate": extrapolate,
-        "keep": keep,
-        "pull": pull,
-        "old": old,
-        "new": new,
-    }
-
-
-def _corrector_weights(h: float, h_before: float) -> tuple[float, float]:
-    """UniC-2 for a step of log-SNR h after one of h_before; see `coefficients`."""
-    x = -h
-    phi_1 = np.expm1(x) / x - 1
-    phi_2 = phi_1 / x - 0.5
-    b = np.array([phi_1, 2 * phi_2]) / np.expm1(x)
-    place = -h_before / h
-    rho = np.linalg.solve(np.array([[1, 1], [place, 1]]), b)
-    return rho[0] / place, rho[1]
+        n = eta * self.at.ancestral
+        rest = jnp.sqrt(jnp.maximum(self.at.sigma_s**2 - n**2, 0))
+        return self.at.alpha_s * z0 + rest * eps + n * noise
 
 
 def _ddim(m: Move, carry: Carry, eta, noise) -> tuple:
@@ -172,7 +175,7 @@ def _ddim(m: Move, carry: Carry, eta, noise) -> tuple:
 def _heun(m: Move, carry: Carry, eta, noise) -> tuple:
     first = z0, eps = m.estimate(carry.z)
     there = jax.lax.cond(
-        m.sigma_s > 0,
+        m.at.sigma_s > 0,
         lambda z: m.estimate_next(z)[1],
         lambda z: eps,  # the network is not asked about clean data
         m.to_next(z0, eps),
@@ -186,7 +189,7 @@ def _plms(m: Move, carry: Carry, eta, noise) -> tuple:
     window = jnp.concatenate([eps[None], carry.memory])
     weights = jnp.asarray(ADAMS_BASHFORTH, eps.dtype)[jnp.minimum(carry.age, 3)]
     mixed = jax.lax.cond(
-        (carry.age == 0) & (m.sigma_s > 0),
+        (carry.age == 0) & (m.at.sigma_s > 0),
         lambda: (eps + m.estimate_next(m.to_next(z0, eps))[1]) / 2,
         lambda: jnp.tensordot(weights, window, axes=1),
     )
@@ -196,7 +199,7 @@ def _plms(m: Move, carry: Carry, eta, noise) -> tuple:
 
 def _dpmpp_2m(m: Move, carry: Carry, eta, noise) -> tuple:
     z0, _ = m.estimate(carry.z)
-    weight = jnp.where(carry.age > 0, m.extrapolate, 0)
+    weight = jnp.where(carry.age > 0, m.at.extrapolate, 0)
     pair = m.with_z0(carry.z, z0 + weight * (z0 - carry.memory[0]))
     return m.to_next(*pair, eta, noise), z0, z0[None]
 
@@ -204,11 +207,11 @@ def _dpmpp_2m(m: Move, carry: Carry, eta, noise) -> tuple:
 def _unipc(m: Move, carry: Carry, eta, noise) -> tuple:
     z0, _ = m.estimate(carry.z)
     z0_p, z0_pp, z_p = carry.memory
-    old = jnp.where(carry.age > 1, m.old, 0)
-    new = jnp.where(carry.age > 1, m.new, 0.5)
+    old = jnp.where(carry.age > 1, m.at.old, 0)
+    new = jnp.where(carry.age > 1, m.at.new, 0.5)
     mean = z0_p + old * (z0_pp - z0_p) + new * (z0 - z0_p)
-    z = jnp.where(carry.age > 0, m.keep * z_p + m.pull * mean, carry.z)
-    weight = jnp.where(carry.age > 0, m.extrapolate, 0)
+    z = jnp.where(carry.age > 0, m.at.keep * z_p + m.at.pull * mean, carry.z)
+    weight = jnp.where(carry.age > 0, m.at.extrapolate, 0)
     pair = m.with_z0(z, z0 + weight * (z0 - z0_p))
     return m.to_next(*pair), z0, jnp.stack([z0, z0_p, z])
 
@@ -257,7 +260,7 @@ def step(
     *,
     grid: Grid,
     sampler: str = "ddim",
-    eta: float | Array = 0.0,
+    eta: int | float | Array = 0.0,
     keys: Array | None = None,
 ) -> Carry:
     """Step i of the grid, from its time i to its time i + 1; i may be traced.
@@ -291,15 +294,18 @@ def sample(
     *,
     grid: Grid,
     sampler: str = "ddim",
-    eta: float | Array = 0.0,
+    eta: int | float | Array = 0.0,
     keys: Array | None = None,
     start: int | Array = 0,
 ) -> Float[Array, "b h w c"]:
     """The latents at the end of the grid, from z_T at its time `start`.
 
-    z_T is alpha z0 + sigma eps at grid.times[start]: plain noise for start = 0, a noised
-    image for image to image. One scan (a while loop if `start` is traced); see `step`.
+    z_T is alpha z0 + sigma eps there: plain noise for start = 0, noised latents for
+    image to image; start = grid.steps returns it. One scan (a while loop if `start` is
+    traced). UserError for a start outside 0 .. grid.steps; eta and keys as in `step`.
     """
+    if isinstance(start, int) and not 0 <= start <= grid.steps:
+        raise UserError(f"start is {start}; valid: 0 .. {grid.steps}")
     return jax.lax.fori_loop(
         start,
         grid.steps,

@@ -27,6 +27,7 @@ from lDM_jax.data.transforms import (
     Tokenize,
     compose,
 )
+from lDM_jax.errors import UserError
 from lDM_jax.tokenizers import BertTokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -152,15 +153,15 @@ def test_pad_square_keeps_every_pixel():
 
 
 def test_source_errors_name_what_is_valid(tmp_path):
-    with pytest.raises(ValueError, match="'train', 'validation', 'test'"):
+    with pytest.raises(UserError, match="'train', 'validation', 'test'"):
         EmojiSource(split="dev")
-    with pytest.raises(ValueError, match="size_px is 0"):
+    with pytest.raises(UserError, match="size_px is 0"):
         EmojiSource(size_px=0)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         EmojiSource(path=tmp_path / "nowhere")
     torn = tmp_path / "torn.array_record"
     torn.write_bytes(EMOJI.read_bytes()[:1_000_000])
-    with pytest.raises(ValueError, match="not a whole ArrayRecord file"):
+    with pytest.raises(UserError, match="not a whole ArrayRecord file"):
         EmojiSource(path=torn)
 
 
@@ -336,9 +337,9 @@ def test_tokenize_replaces_the_caption():
 
 
 def test_transform_errors_name_what_is_valid():
-    with pytest.raises(ValueError, match="'white', 'random'"):
+    with pytest.raises(UserError, match="'white', 'random'"):
         Composite("blue")
-    with pytest.raises(ValueError, match="probability is 2"):
+    with pytest.raises(UserError, match="probability is 2"):
         RandomFlip(2)
     with pytest.raises(KeyError, match="no 'image' to keep"):
         Keep(("image",))({"label": 0}, rng())

@@ -18,6 +18,7 @@ from lDM_jax.data.transforms import (
     Tokenize,
     compose,
 )
+from lDM_jax.errors import UserError
 from lDM_jax.tokenizers import BertTokenizer
 
 
@@ -170,13 +171,13 @@ def test_finite_epochs_end_and_drop_only_the_last_incomplete_batch(shards):
 
 
 def test_loader_errors_name_the_value():
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(UserError, match="batch_size is 0"):
         loader(numbers(4), draw, batch_size=0, seed=0)
-    with pytest.raises(ValueError, match=r"shard_index is 2; .* \[0, 2\)"):
+    with pytest.raises(UserError, match=r"shard_index is 2; .* \[0, 2\)"):
         loader(numbers(4), draw, batch_size=1, seed=0, shard_index=2, shard_count=2)
-    with pytest.raises(ValueError, match="no examples"):
+    with pytest.raises(UserError, match="no examples"):
         loader(numbers(0), draw, batch_size=1, seed=0)
-    with pytest.raises(ValueError, match="has 4 examples in all"):
+    with pytest.raises(UserError, match="has 4 examples in all"):
         loader(numbers(4), draw, batch_size=5, seed=0, num_epochs=1)
 
 

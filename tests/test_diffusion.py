@@ -1,6 +1,6 @@
 """Schedules against the original's buffers; conversions, weights, grids as theorems.
 
-tests/reference/schedules.npz: schedule buffers (f32) of the original LatentDiffusion with
+tests/reference/schedules.npz: schedule buffers (f32) of the original program with
 linear_start 0.0015, linear_end 0.0195 (celeba) and 0.00085, 0.012 (txt2img).
 """
 
@@ -118,9 +118,7 @@ def test_targets_convert_back_to_the_pair_they_came_from(kind):
     # z0 from eps divides by alpha = 0.008 at t = 998; eps from z0 by sigma_1.
     np.testing.assert_allclose(pair[0], z0, atol=1e-4)
     np.testing.assert_allclose(pair[1], eps, atol=1e-4)
-    one = process.to_z0_eps(
-        process.target(z0, eps, t)[:1], z_t[:1], alpha[0], sigma[0]
-    )
+    one = process.to_z0_eps(process.target(z0, eps, t)[:1], z_t[:1], alpha[0], sigma[0])
     np.testing.assert_allclose(one[0], pair[0][:1], rtol=1e-6)
 
 

@@ -28,8 +28,8 @@ PROCESSES = {
     "z0": Process.discrete(prediction="z0"),
     "velocity": FLOW,
 }
-STOCHASTIC = [("ddpm", 0.0), ("ddim", 1.0), ("ddim", 0.5)]
-STOCHASTIC += [("euler_ancestral", 0.0), ("dpmpp_sde", 0.0)]
+STOCHASTIC = [("ddpm", "v", 0.0), ("dpmpp_sde", "v", 0.0)]
+STOCHASTIC += [("ddim", "velocity", 0.5), ("euler_ancestral", "velocity", 0.0)]
 
 
 def said(process, z0, z, alpha, sigma):
@@ -110,7 +110,7 @@ def test_order_of_convergence(name):
     assert np.log(errors[0] / errors[1]) / np.log(4) >= ORDERS[name]
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", ["ddim", "heun", "plms", "dpmpp_2m", "unipc"])
 def test_order_of_convergence_from_pure_noise_to_clean_data(name):
     """The rectified flow's ends have infinite log-SNR.
 
@@ -135,8 +135,9 @@ def test_ancestral_steps_on_the_full_grid_are_the_ddpm_posterior(name, eta):
     """Mean and variance of q(z_{t-1} | z_t, z0), from the original's buffers."""
     grid, keys = EPS.grid(1000, "trailing"), keys_of(2)
     z, eps = normal(0, 2, 4, 4, 3), normal(1, 2, 4, 4, 3)
-    step = jax.jit(
-        lambda i: samplers.step(
+    for t in (999, 600, 50, 1, 0):
+        i = 999 - t
+        carry = samplers.step(
             lambda z, t: eps,
             samplers.start_carry(z, name),
             i,
@@ -146,10 +147,6 @@ def test_ancestral_steps_on_the_full_grid_are_the_ddpm_posterior(name, eta):
             eta=eta,
             keys=keys,
         )
-    )
-    for t in (999, 600, 50, 1, 0):
-        i = 999 - t
-        carry = step(jnp.int32(i))
         buffers = {name[7:]: BUFFERS[name][t] for name in BUFFERS if "celeba" in name}
         z0 = z - buffers["sqrt_one_minus_alphas_cumprod"] * eps
         z0 = z0 / buffers["sqrt_alphas_cumprod"]
@@ -183,7 +180,7 @@ def test_first_order_samplers_are_the_exponential_step_for_a_constant_z0(name):
 def test_one_step_to_clean_data_is_the_denoisers_estimate(name):
     """With one step there is no past and, at clean data, no second evaluation."""
     with jax.disable_jit():
-        for process in PROCESSES.values():
+        for process in (EPS, FLOW):
             for spacing in SPACINGS:
                 grid = process.grid(1, spacing)
                 z = normal(0, 2, 2, 2, 1)
@@ -207,51 +204,48 @@ def test_one_step_to_clean_data_is_the_denoisers_estimate(name):
                 np.testing.assert_array_equal(asked[0], np.float32(grid.times[0]))
 
 
-@pytest.mark.parametrize("name, eta", STOCHASTIC)
-@pytest.mark.parametrize("kind", ["v", "velocity"])
-def test_stochastic_samplers_give_the_moments_of_a_mixture(kind, name, eta):
-    process = PROCESSES[kind]
-    grid, keys = process.grid(200, "trailing"), keys_of(4)
+@pytest.mark.parametrize("name, kind, eta", STOCHASTIC)
+def test_stochastic_samplers_give_the_moments_of_a_mixture(name, kind, eta):
+    process, keys = PROCESSES[kind], keys_of(4)
+    grid = process.grid(1000 if kind == "v" else 500, "trailing")
     denoise = denoiser(process, grid, mixture)
-    z = normal(0, 4, 64, 64, 1)
     out = jax.jit(
         lambda z: samplers.sample(
             denoise, z, process, grid=grid, sampler=name, eta=eta, keys=keys
         )
-    )(z)
+    )(normal(0, 4, 64, 64, 1))
     x = np.asarray(out, np.float64).ravel()
-    wanted = np.dot(WEIGHTS, MEANS)
+    mean = np.dot(WEIGHTS, MEANS)
     second = np.dot(WEIGHTS, np.square(MEANS)) + WIDTH**2
-    # 16384 samples of deviation 0.86: standard error 0.007; 200 steps: bias below 0.01
-    assert abs(x.mean() - wanted) < 0.03
-    assert abs(np.mean(x**2) - second) < 0.03
-    assert abs(np.mean(x < -0.1) - WEIGHTS[0]) < 0.02
-    assert abs(x[x > 0.2].std() - WIDTH) < 0.015
+    # 16384 samples: standard errors 0.007 (moments, shares) and 0.002 (width); the
+    # first-order samplers' bias at these steps is 0.004. The modes meet at -0.1.
+    assert abs(x.mean() - mean) < 0.025
+    assert abs(np.mean(x**2) - second) < 0.025
+    assert abs(np.mean(x < -0.1) - WEIGHTS[0]) < 0.015
+    assert abs(x[x < -0.1].std() - WIDTH) < 0.012
+    assert abs(x[x > -0.1].std() - WIDTH) < 0.012
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize("name", ["plms", "dpmpp_sde", "unipc"])
 def test_stepping_is_sampling_and_a_later_start_is_a_shorter_run(name):
     grid, keys = EPS.grid(6, "trailing"), keys_of(2)
     denoise = denoiser(EPS, grid, mixture)
-    eta = 0.5 if name == "ddim" else 0.0
-    options = dict(grid=grid, sampler=name, keys=keys, eta=eta)
+    options = dict(sampler=name, keys=keys)
     z = normal(0, 2, 4, 4, 1)
+    step = jax.jit(lambda c, i: samplers.step(denoise, c, i, EPS, grid=grid, **options))
+    run = jax.jit(
+        lambda z, s: samplers.sample(denoise, z, EPS, start=s, grid=grid, **options)
+    )
     for start in (0, 2):
         carry = samplers.start_carry(z, name)
-        step = jax.jit(lambda c, i: samplers.step(denoise, c, i, EPS, **options))
         for i in range(start, 6):
             carry = step(carry, jnp.int32(i))
-        assert step._cache_size() == 1
-        traced = jax.jit(
-            lambda z, s: samplers.sample(denoise, z, EPS, start=s, **options)
-        )(z, start)
-        np.testing.assert_allclose(carry.z, traced, atol=2e-5)
-    later = Grid(grid.times[2:], grid.alphas[2:], grid.sigmas[2:])
-    if samplers.SAMPLERS[name].eta == 0:
-        short = samplers.sample(
-            denoise, z, EPS, grid=later, sampler=name, keys=keys
-        )
-        np.testing.assert_allclose(traced, short, atol=2e-5)
+        np.testing.assert_allclose(carry.z, run(z, start), atol=2e-5)
+    assert step._cache_size() == run._cache_size() == 1
+    if name != "dpmpp_sde":  # whose noise goes by the index
+        later = Grid(grid.times[2:], grid.alphas[2:], grid.sigmas[2:])
+        short = samplers.sample(denoise, z, EPS, grid=later, **options)
+        np.testing.assert_allclose(carry.z, short, atol=2e-5)
 
 
 def test_a_row_depends_on_its_own_key_alone():
@@ -259,6 +253,7 @@ def test_a_row_depends_on_its_own_key_alone():
     denoise = denoiser(EPS, grid, mixture)
     z, keys = normal(0, 4, 4, 4, 1), keys_of(4)
 
+    @jax.jit
     def run(z, keys):
         return samplers.sample(
             denoise, z, EPS, grid=grid, sampler="dpmpp_sde", keys=keys
@@ -344,14 +339,19 @@ def test_forgetting_makes_the_next_step_a_first_step():
     grid = EPS.grid(8, "trailing")
     denoise = denoiser(EPS, grid, mixture)
     for name in ("plms", "dpmpp_2m", "unipc"):
-        options = dict(grid=grid, sampler=name)
+
+        @jax.jit
+        def step(carry, i, name=name):
+            return samplers.step(denoise, carry, i, EPS, grid=grid, sampler=name)
+
         carry = samplers.start_carry(normal(0, 1, 4, 4, 1), name)
         for i in range(4):
-            carry = samplers.step(denoise, carry, i, EPS, **options)
+            carry = step(carry, i)
         forgot = carry._replace(age=jnp.int32(0))
         fresh = samplers.start_carry(carry.z, name)
-        ends = [samplers.step(denoise, c, 4, EPS, **options) for c in (forgot, fresh)]
-        np.testing.assert_allclose(ends[0].z, ends[1].z, atol=1e-6)
+        wanted = step(fresh, 4).z
+        np.testing.assert_allclose(step(forgot, 4).z, wanted, atol=1e-6)
+        assert not np.allclose(step(carry, 4).z, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +361,7 @@ def test_forgetting_makes_the_next_step_a_first_step():
         (dict(sampler="ddpm"), "keys"),
         (dict(sampler="ddim", eta=0.5), "keys"),
         (dict(sampler="plms", eta=0.5), "valid: eta 0"),
+        (dict(start=3), r"0 \.\. 2"),
     ],
 )
 def test_mistakes_are_answered_with_what_is_valid(options, said):

@@ -32,6 +32,7 @@ LEVELS = [
 ]
 SIDEWAYS = {
     ("lDM_jax.arrays", "lDM_jax.errors"),
+    ("lDM_jax.data.folder", "lDM_jax.data.sources"),
     ("lDM_jax.models.conditioners", "lDM_jax.models.text"),
     ("lDM_jax.build", "lDM_jax.training.checkpoint"),
 }

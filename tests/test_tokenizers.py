@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lDM_jax.data.sources import EmojiSource
+from lDM_jax.errors import UserError
 from lDM_jax.tokenizers import BERT_VOCAB, BertTokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -128,11 +129,13 @@ def test_pickled_tokenizer_says_the_same():
 
 
 def test_bad_input_is_named(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="max_length is 1"):
+    with pytest.raises(UserError, match="max_length is 1"):
         BertTokenizer(max_length=1)
+    with pytest.raises(UserError, match="cannot read .*nowhere"):
+        BertTokenizer(tmp_path / "nowhere")
     path = tmp_path / "vocab.txt"
     path.write_text("just\nwords\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocab.txt is not a BERT vocabulary"):
+    with pytest.raises(UserError, match=r"vocab.txt is not a BERT vocabulary"):
         BertTokenizer(path)
     with pytest.raises(TypeError, match="list of texts"):
         tokenizer("red heart")

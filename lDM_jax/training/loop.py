@@ -312,7 +312,9 @@ class Recorder:
         """`step  120/2500 loss 0.1423 gnorm 0.61 3.21 it/s 205 img/s eta 12m30s`."""
         total = self.config.num_steps
         head = f"step {step:>{len(str(total))}}/{total}"
-        shown = "".join(f" {k} {v:<8.4g}" for k, v in values.items())
+        first = [name for name in ("loss", "gnorm") if name in values]
+        names = first + sorted(values.keys() - set(first))
+        shown = "".join(f" {name} {values[name]:<8.4g}" for name in names)
         left = duration((total - step) / rate) if rate else "?"
         images = rate * self.config.batch_size
         return f"{head}{shown} {rate:.2f} it/s {images:.0f} img/s eta {left}"

@@ -65,3 +65,32 @@ def last(image: np.ndarray) -> np.ndarray:
 def fast_jit(function):
     """`jax.jit` for a function that runs once or twice: half the compile time."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers that belong to `name`, f32: inputs and probes."""
+    rng = np.random.default_rng(zlib.crc32(("noise/" + name).encode()))
+    return rng.standard_normal(shape).astype("float32")
+
+
+def summarise(name: str, gradient: np.ndarray) -> tuple[float, float]:
+    """(norm, product with a probe of unit variance) of a gradient."""
+    values = gradient.astype(np.float64)
+    probe = noise("probe/" + name, gradient.shape)
+    return float(np.sqrt((values**2).sum())), float((values * probe).sum())
+
+
+def diffusers_inputs(network: str, salt: str) -> dict[str, np.ndarray]:
+    """Inputs of the small diffusers networks, NHWC; salt changes every number."""
+    if network == "bert":
+        scores = noise(salt + "tokens", (2, 12, 40))
+        return {"tokens": scores.argmax(axis=-1)}
+    if network in ("kl", "vq"):
+        side = 12 if network == "kl" else 6
+        image = np.tanh(noise(salt + "image", (2, 24, 24, 3)))
+        return {"image": image, "z": noise(salt + "z", (2, side, side, 4))}
+    inputs = {"z": (2, 16, 16, 4), "upstream": (2, 16, 16, 4)}
+    if network == "unet":
+        inputs["context"] = (2, 7, 48)
+    inputs = {name: noise(salt + name, shape) for name, shape in inputs.items()}
+    return inputs | {"t": np.array([3, 871])}

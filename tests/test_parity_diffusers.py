@@ -1,0 +1,148 @@
+"""Our networks against diffusers': outputs, and the UNet's gradients.
+
+The default tests compare with vectors that tests/reference/record_diffusers.py
+recorded; the live tests run diffusers itself, with other weights and inputs, and with
+more UNets. Names and shapes come from diffusers' state dicts, so `convert` is tested by
+exact cover.
+
+Tolerances: 1e-4 on outputs of scale about 1; gradients 1e-4 of the largest element of
+the parameter, or of a hundredth of the largest of all, since some gradients are zero up
+to rounding (a bias before a norm of one channel a group).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lDM_jax import convert
+from lDM_jax.arrays import Cond
+from lDM_jax.models.autoencoder import Autoencoder
+from lDM_jax.models.text import TextTransformer
+from lDM_jax.models.unet import UNet
+from tests.reference import rule
+
+TOLERANCE = 1e-4
+NETWORKS = {
+    "unet": UNet(4, 32, (1, 2), 1, (1,), num_heads=4, context_width=48),
+    "unet_plain": UNet(4, 32, (1, 2, 3), 1, (2, 4), head_channels=16),
+    "unet_scale_shift": UNet(
+        4, 32, (1, 2), 1, (1, 2), head_channels=8, scale_shift=True, res_resample=True
+    ),
+    "kl": Autoencoder(32, (1, 2), 1, 4, 4),
+    "vq": Autoencoder(32, (1, 2, 2), 2, 3, 5, num_codes=32, attn_factors=(4,)),
+    "bert": TextTransformer(
+        32, 2, vocab_size=40, max_length=12, num_heads=2, head_width=24
+    ),
+}
+
+
+def names_of(network: str) -> convert.Names:
+    if network == "bert":
+        return convert.diffusers_text_names(NETWORKS[network])
+    if network.startswith("unet"):
+        return convert.diffusers_unet_names(NETWORKS[network])
+    return convert.diffusers_autoencoder_names(NETWORKS[network])
+
+
+def answer(network: str, shapes: rule.Shapes, salt: str) -> dict:
+    """What `record_diffusers.answer` returns, computed by our network."""
+    module, names = NETWORKS[network], names_of(network)
+    variables = convert.from_original(rule.draw(shapes, salt), names)
+    inputs = rule.diffusers_inputs(network, salt)
+    if network == "bert":
+        tokens = inputs["tokens"].astype(np.int32)
+        return {"context": rule.fast_jit(module.apply)(variables, tokens)}
+    if network == "kl":
+
+        def run(network: Autoencoder, image, z):
+            return dict(moments=network.moments(image), recon=network.decode(z))
+
+    elif network == "vq":
+
+        def run(network: Autoencoder, image, z):
+            prequant = network.moments(image)
+            quant = network.quantize(prequant)
+            recon = network.decode(quant.z)
+            found = dict(quant=quant.z, codes=quant.codes)
+            return dict(prequant=prequant, recon=recon, **found)
+
+    else:
+        return unet_answer(module, names, variables, inputs)
+    return rule.fast_jit(lambda v, *args: module.apply(v, *args, method=run))(
+        variables, inputs["image"], inputs["z"]
+    )
+
+
+def unet_answer(unet: UNet, names: convert.Names, variables: dict, inputs: dict):
+    t = jnp.asarray(inputs["t"], jnp.int32)
+    leaves = {name: inputs[name] for name in ("z", "context") if name in inputs}
+
+    def product(variables, leaves):
+        cond = Cond(context=leaves.get("context"))
+        eps = unet.apply(variables, leaves["z"], t, cond)
+        return (eps * inputs["upstream"]).sum(), eps
+
+    gradient = rule.fast_jit(jax.grad(product, argnums=(0, 1), has_aux=True))
+    (by_params, by_leaves), eps = gradient(variables, leaves)
+    # A gradient has the axes of its parameter, so it converts like one.
+    by_params = convert.to_original(by_params, names)
+    found = {f"grad_{name}": value for name, value in by_leaves.items()}
+    found |= {f"grad/{name}": value for name, value in by_params.items()}
+    return found | {"eps": eps}
+
+
+def assert_close(ours: dict, theirs: dict):
+    """Outputs within 1e-4, gradients within 1e-4 of their scale, codes equal."""
+    gradients = [np.abs(theirs[name]).max() for name in theirs if "grad" in name]
+    floor = 1e-2 * max(gradients, default=0.0)
+    for name, expected in theirs.items():
+        scale = max(np.abs(expected).max(), floor) if "grad" in name else 1.0
+        atol = 0 if name == "codes" else TOLERANCE * scale
+        value = np.asarray(ours[name])
+        np.testing.assert_allclose(value, expected, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("network", ["unet", "kl", "vq", "bert"])
+def test_recorded(network):
+    theirs = rule.read_arrays(rule.FOLDER / f"diffusers_{network}.npz")
+    entries = [entry.split(" ") for entry in theirs.pop("entries")]
+    shapes = {
+        name: tuple(int(side) for side in sides.split(",")) for name, sides in entries
+    }
+    names = theirs.pop("grad_names", [])
+    summaries = theirs.pop("grad_summaries", [])
+    ours = answer(network, shapes, f"{network}/")
+    assert_close(ours, theirs)
+    # A probe of unit variance turns an error of some norm into one of about that size.
+    floor = 1e-2 * max((norm for norm, _ in summaries), default=0.0)
+    for name, (norm, product) in zip(names, summaries, strict=True):
+        found = rule.summarise(name, ours[f"grad/{name}"])
+        atol = TOLERANCE * max(norm, floor)
+        np.testing.assert_allclose(
+            found, (norm, product), rtol=0, atol=atol, err_msg=name
+        )
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("network", NETWORKS)
+def test_live(network):
+    pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
+    from tests.reference import record_diffusers
+
+    model, salt = record_diffusers.build(network), f"live/{network}/"
+    record_diffusers.set_weights(model, salt)
+    inputs = rule.diffusers_inputs(network, salt)
+    theirs = record_diffusers.answer(network, model, inputs)
+    assert_close(answer(network, record_diffusers.shapes(model), salt), theirs)
+    if network.startswith("unet"):
+        assert len([name for name in theirs if name.startswith("grad/")]) > 80
+
+
+def test_part_split_and_join_are_inverse():
+    """heads x [q | k | v] columns: 2 heads of width 1 are q1 k1 v1 q2 k2 v2."""
+    qkv = np.arange(12.0).reshape(2, 6)
+    blocks = [convert.take_part(qkv, convert.Part(i, 3, heads=2)) for i in range(3)]
+    np.testing.assert_array_equal(blocks[1], [[1, 4], [7, 10]])
+    np.testing.assert_array_equal(convert.join_parts(blocks, heads=2), qkv)

@@ -1,0 +1,119 @@
+"""A toy experiment for the loop's tests: linear regression, run as a program.
+
+    python tests/toy_run.py WORKDIR KEY=VALUE...
+
+Prints nothing but the loop's log; exits as train.py does.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lDM_jax.arrays import UserError
+from lDM_jax.training import loop
+from lDM_jax.training.optim import make_optimizer
+from lDM_jax.training.sharding import make_mesh
+from lDM_jax.training.state import Stage, TrainState, ema_update
+
+WIDTH = 6
+
+
+class Rows:
+    """Batch k is a function of k; the state is k."""
+
+    def __init__(self, batch_size: int, delay_secs: float):
+        self.next, self.batch_size, self.delay_secs = 0, batch_size, delay_secs
+
+    def __next__(self):
+        rng = np.random.default_rng(self.next)
+        self.next += 1
+        time.sleep(self.delay_secs)
+        x = rng.standard_normal((self.batch_size, WIDTH)).astype(np.float32)
+        return {"x": x, "y": x @ np.arange(WIDTH, dtype=np.float32)}
+
+    def get_state(self):
+        return {"next": self.next}
+
+    def set_state(self, state):
+        self.next = state["next"]
+
+
+def config(**changes) -> ConfigDict:
+    """A config with the sections the loop reads."""
+    train = dict(
+        batch_size=8,
+        num_steps=60,
+        log_every_steps=10,
+        preview_every_steps=0,
+        eval_every_steps=0,
+        checkpoint_every_steps=10,
+        keep_checkpoints=3,
+    )
+    train.update({k: v for k, v in changes.items() if k in train})
+    rest = {k: v for k, v in changes.items() if k not in train}
+    base = {"delay_secs": 0.0, "nan_at_step": -1, "rate": 0.03}
+    return ConfigDict({"seed": 0, "train": train, **base, **rest})
+
+
+def experiment(settings: ConfigDict) -> SimpleNamespace:
+    """What loop.run needs."""
+    optimizer, _ = make_optimizer(learning_rate=settings.rate, weight_decay=0.01)
+
+    def init(key):
+        params = {"w": jax.random.normal(key, (WIDTH,)), "b": jnp.zeros(())}
+        return TrainState.create(params, optimizer)
+
+    def step(state, frozen, batch, key):
+        def loss(params):
+            noise = 0.1 * jax.random.normal(key, batch["y"].shape)
+            error = batch["x"] @ params["w"] + params["b"] - batch["y"] - noise
+            return jnp.mean(error**2)
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        ema = ema_update(state.ema, params, 0.9, state.step + 1)
+        value = jnp.where(state.step + 1 == settings.nan_at_step, jnp.nan, value)
+        state = TrainState(state.step + 1, params, ema, opt_state)
+        return state, {"loss": value, "gnorm": jnp.abs(grads["b"])}
+
+    def preview(state, frozen, batch, key):
+        return {"toy": np.full((4, 4, 3), 128, np.uint8)}
+
+    def evaluate(state, frozen, batches):
+        return {"distance": float(jnp.abs(state.ema["w"] - jnp.arange(WIDTH)).max())}
+
+    return SimpleNamespace(
+        config=settings,
+        stage=Stage(init, step, preview, evaluate),
+        frozen={},
+        iterator=Rows(settings.train.batch_size, settings.delay_secs),
+        eval_batches=list,
+    )
+
+
+def main(argv: list[str]) -> int:
+    changes = dict(part.split("=") for part in argv[2:])
+    settings = config(**{name: json.loads(value) for name, value in changes.items()})
+    form = dict(format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.INFO, **form)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        return loop.run(experiment(settings), argv[1], mesh=make_mesh())
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
