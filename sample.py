@@ -65,7 +65,7 @@ def requests():
         try:
             stored = image.read_request(FLAGS.request)
         except OSError as error:
-            raise UserError(f"--request={FLAGS.request} is no picture: {error}") from None
+            raise UserError(f"--request={FLAGS.request}: no picture: {error}") from None
         if stored is None:
             raise UserError(f"--request={FLAGS.request} holds no request")
         model = stored.pop("model")

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/emoji.py.")
-flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, previews.")
+flags.DEFINE_string("workdir", None, "Directory of the run.")
 flags.DEFINE_bool("dry_run", False, "Print config, parameters and memory, then exit.")
 
 

@@ -7,7 +7,7 @@ diffusion               the noise process: alpha_t, sigma_t, targets, time grids
 guidance, samplers      Denoiser -> Denoiser; noise -> latents
 codec, losses           pixels <-> latents; what the two stages minimise
 tasks, data/            conditioning by task; sources, transforms, grain pipeline
-training/               state, optimiser, sharding, checkpoints, the two stages, the loop
+training/               state, optimiser, sharding, checkpoints, both stages, the loop
 metrics/                figures of merit
 build                   config -> objects
 convert                 weights from and to other programs

@@ -3,13 +3,13 @@
 Owns the vocabulary every other file speaks. Axis names in shape strings:
 
     b batch   H W pixels   h w latent positions   c latent channels   k concat channels
-    n tokens  d token width  e vector width       t integer time (or f32 in [0, 1])
+    n tokens  d token width  e vector width       t time, integer or real
 
 `Batch` is a dict with a fixed vocabulary; each key has one meaning everywhere:
 
     image    f32 [-1, 1]  "b H W 3"     tokens   i32 "b n"
     moments  f32          "b h w 2c"    label    i32 "b"
-    low_res  f32 [-1, 1]  "b h w 3"     mask     f32 {0, 1} "b H W 1" (1 = to be painted)
+    low_res  f32 [-1, 1]  "b h w 3"     mask     f32 {0, 1} "b H W 1" (1 = paint)
     segmentation i32      "b H W"       boxes    i32 "b n"
 
 `moments` replaces `image` when latents are cached.

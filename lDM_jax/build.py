@@ -166,8 +166,8 @@ def transform(config: ConfigDict) -> Callable:
 def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     """Codec and parameters that config.first_stage.path names.
 
-    "random" builds the tiny untrained stage of the `:smoke` size. A scale of 0 takes the
-    stored one; a first stage without any is given scale 1 and measured by `experiment`.
+    "random" builds the tiny untrained stage of the `:smoke` size. A scale of 0 takes
+    the stored one; a first stage without any gets 1, and `experiment` measures it.
     """
     section = config.first_stage
     if section.path == "random":
@@ -366,7 +366,7 @@ def _with_data(config, stage, frozen, data, row, held_out=None) -> Experiment:
     size = config.train.batch_size
     if size > len(data):
         raise UserError(
-            f"config.train.batch_size = {size} exceeds the {len(data)} training examples"
+            f"config.train.batch_size = {size} exceeds the {len(data)} training images"
         )
     shards = jax.process_count()
     iterator = data_pipeline.loader(

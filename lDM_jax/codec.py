@@ -4,8 +4,8 @@
     z0 --decode--> pixels
 
 z0 = scale * (posterior sample) for KL, scale * (latents before quantisation) for VQ;
-`decode` divides by the scale and, for VQ, quantises. With scale = 1 / std of the latents
-the diffusion network sees unit variance (Rombach et al. 2022, appendix G).
+`decode` divides by the scale and, for VQ, quantises. With scale = 1 / std of the
+latents the diffusion network sees unit variance (Rombach et al. 2022, appendix G).
 `Codec` is a value: the parameters are an argument of every function.
 """
 
@@ -90,7 +90,7 @@ class Codec:
 
 
 def latent_scale(codec: Codec, moments: Array, key: Array) -> float:
-    """1 / std over all elements of a sample of latents (the original's scale_by_std)."""
+    """1 / std over all elements of some latents (the original's scale_by_std)."""
     unscaled = dataclasses.replace(codec, scale=1.0)
     z = unscaled.sample(jnp.asarray(moments), key)
     return float(1.0 / jax.device_get(jnp.std(z)))

@@ -30,7 +30,7 @@ BATCH = 8
 class Step(NamedTuple):
     """What `Pipeline.stream` yields after a step.
 
-    step of total; z f32 "b h w c", the latents now; z0_hat, the clean latents estimated.
+    step of total; z f32 "b h w c", the latents now; z0_hat, their clean estimate.
     """
 
     step: int
@@ -131,7 +131,9 @@ class Pipeline:
         used = {**self.config.sample.to_dict(), **given}
         return {name: used[name] for name in ("sampler", "steps", "guidance", "eta")}
 
-    def sample(self, prompt: str | Sequence[str] | None = None, **options) -> np.ndarray:
+    def sample(
+        self, prompt: str | Sequence[str] | None = None, **options
+    ) -> np.ndarray:
         """Pictures uint8 "b H W 3", for each prompt all seeds; options as `Request`."""
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
         if not prompts:

@@ -191,7 +191,7 @@ def _plms(m: Move, carry: Carry, eta, noise) -> tuple:
     mixed = jax.lax.cond(
         (carry.age == 0) & (m.at.sigma_s > 0),
         lambda: (eps + m.estimate_next(m.to_next(z0, eps))[1]) / 2,
-        lambda: jnp.tensordot(weights, window, axes=1),
+        lambda: jnp.tensordot(weights, window, axes=1, precision="highest"),
     )
     pair = m.with_eps(carry.z, mixed, first)
     return m.to_next(*pair), z0, window[:3]

@@ -64,7 +64,8 @@ def read_config(path: Path) -> dict:
     try:
         return json.loads((path / CONFIG).read_text())
     except OSError as error:
-        raise UserError(f"{path} holds no readable {CONFIG}: {error.strerror}") from None
+        reason = error.strerror
+        raise UserError(f"{path} holds no readable {CONFIG}: {reason}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path / CONFIG} is not valid JSON: {error}") from None
 

@@ -90,8 +90,7 @@ def compiled_unet(folder: str):
     t = rows(io["t"].astype(np.int32))
     cond = Cond(concat=rows(io.get("concat")), context=rows(io.get("context")))
     args = unet_weights(folder), rows(io["z"]), t, cond
-    jit = jax.jit if {"ddim50_ema", "ddim20_cfg3"} & io.keys() else rule.fast_jit
-    apply = jit(UNETS[folder].apply)
+    apply = rule.fast_jit(UNETS[folder].apply)
 
     def call(*args):
         with jax.disable_jit(False):  # see `run`

@@ -122,6 +122,14 @@ def test_order_of_convergence_from_pure_noise_to_clean_data(name):
     assert np.log(errors[0] / errors[1]) / np.log(4) >= wanted
 
 
+def test_adams_bashforth_integrates_polynomials_exactly():
+    """With k earlier values, polynomials of degree k over the coming unit interval."""
+    past = -np.arange(4.0)
+    for degree in range(4):
+        for row in samplers.ADAMS_BASHFORTH[degree:]:
+            assert row @ past**degree == pytest.approx(1 / (degree + 1), abs=1e-12)
+
+
 def keys_of(count):
     return rng.seed_keys(range(count))
 

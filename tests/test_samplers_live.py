@@ -119,7 +119,7 @@ def test_stochastic_ddim(spacing):
     agree(ours(EPS.grid(20, spacing), "ddim", eta=0.7), other)
 
 
-def test_ddpm_on_the_full_grid(monkeypatch):
+def test_ddpm(monkeypatch):
     step = iter(range(1000))
     monkeypatch.setattr(
         scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: noise(next(step))
@@ -221,7 +221,8 @@ def test_their_ddim_leaves_its_own_grid_where_ours_does_not(spacing, steps):
 
 def test_cosine_and_terminal_schedules():
     other = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2")
-    np.testing.assert_allclose(make_betas(1000, "cosine"), other.betas, rtol=1e-3)
+    # theirs are f32 differences from 1: half a unit of 1 over the smallest beta, 4e-5
+    np.testing.assert_allclose(make_betas(1000, "cosine"), other.betas, rtol=2e-3)
     other = scheduler("DDIM", rescale_betas_zero_snr=True)
     ended = Process.discrete(prediction="v", zero_terminal_snr=True)
     np.testing.assert_allclose(ended.alphas**2, other.alphas_cumprod, atol=1e-6)

@@ -1,8 +1,8 @@
 """Does a picture show what was asked for? Judged by the nearest training picture.
 
 No learned network: the label of the training picture with the smallest L2 distance over
-all pixels is compared with the prompt's. It is a crude judge, good for comparing runs on
-the embedded data and nothing more.
+all pixels is compared with the prompt's. It is a crude judge, good for comparing runs
+on the embedded data and nothing more.
 """
 
 from typing import NamedTuple
@@ -43,7 +43,7 @@ def recognise(
     references: np.ndarray,
     labels: np.ndarray,
 ) -> Recognition:
-    """Compare label of the nearest reference with the wanted label "n" of each image."""
+    """Compare the nearest reference's label with the wanted one, "n" of each image."""
     index = nearest(images, references)
     shares = np.bincount(labels, minlength=labels.max() + 1) / len(labels)
     return Recognition(

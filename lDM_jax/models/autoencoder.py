@@ -1,4 +1,4 @@
-"""First stages: encoder, decoder, KL posterior, vector quantiser (f = 1, 2, 4, ..., 32).
+"""First stages: encoder, decoder, KL posterior, vector quantiser (f = 1 .. 32).
 
 Pixels are f32 [-1, 1] "b H W 3". `Autoencoder.moments` gives what the latents cache
 stores: mean | logvar "b h w 2c" for KL, the latents before quantisation "b h w c" for
@@ -112,7 +112,7 @@ class Encoder(_Coder):
 
 
 class Decoder(_Coder):
-    """Features "b h w c" -> pixels "b H W channels"; one more block a level than down."""
+    """Features "b h w c" -> pixels "b H W channels"; one more block a level."""
 
     @nn.compact
     @typecheck
@@ -184,7 +184,7 @@ class VectorQuantizer(nn.Module):
         bound = 1.0 / self.num_codes
         self.codebook = self.param(
             "codebook",
-            lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound),
+            lambda key, shape: bound * jax.random.uniform(key, shape, minval=-1.0),
             (self.num_codes, self.channels),
         )
 
@@ -223,8 +223,8 @@ class Autoencoder(nn.Module):
     """The first stage: encoder, latent regularisation (KL or VQ), decoder.
 
     width, width_mults, num_res_blocks, attn_factors, mid_attn, dropout: `Encoder` and
-    `Decoder`. z_channels leave the encoder (twice that for KL), latent_channels are what
-    the second stage sees (original: embed_dim). num_codes None means KL.
+    `Decoder`. z_channels leave the encoder (twice that for KL), latent_channels are
+    what the second stage sees (original: embed_dim). num_codes None means KL.
     """
 
     width: int

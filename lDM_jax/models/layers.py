@@ -1,8 +1,8 @@
-"""The building blocks of both stages: norms, convolutions, residual and attention blocks.
+"""The blocks of both stages: norms, convolutions, residual and attention blocks.
 
-Layout is NHWC, parameters are f32, `dtype` is the compute type; norms and softmax run in
-f32. Initial kernels follow the original (uniform in +-1/sqrt(fan_in)), biases are zero, and
-the last layer of every residual branch of the UNet starts at zero.
+Layout is NHWC, parameters are f32, `dtype` is the compute type; norms and softmax run
+in f32. Initial kernels follow the original (uniform in +-1/sqrt(fan_in)), biases are
+zero, and the last layer of every residual branch of the UNet starts at zero.
 
 Reading order: small layers, resampling, time embedding, residual block, attention,
 spatial transformer. Facts: Rombach et al. 2022, section 3.3 and appendix E.2.1.
@@ -307,7 +307,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Group norm (eps 1e-6), projection, `depth` transformer blocks, projection, + x."""
+    """Group norm (eps 1e-6), projection, `depth` blocks, projection, + x."""
 
     num_heads: int
     depth: int = 1

@@ -1,4 +1,4 @@
-"""Text encoders. Here: the BERT-tokenised transformer tau of the paper, trained jointly.
+"""Text encoders. Here: the paper's BERT-tokenised transformer tau, trained jointly.
 
 Tokens i32 "b n" in, one vector a token "b n d" out. Tokenisation is `tokenizers`.
 Source: Rombach et al. 2022, appendix E.2.1 and table 17.
@@ -16,8 +16,8 @@ embedding_init = nn.initializers.normal(0.02)
 class TextTransformer(nn.Module):
     """Pre-norm transformer encoder over learned token and position embeddings.
 
-    No attention mask: QUIRK(pads_attended), the padding after [SEP] is attended to, as in
-    the original. Heads are num_heads x head_width wide whatever `width` is.
+    No attention mask: QUIRK(pads_attended), the padding after [SEP] is attended to, as
+    in the original. Heads are num_heads x head_width wide whatever `width` is.
     """
 
     width: int
@@ -38,7 +38,8 @@ class TextTransformer(nn.Module):
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=embedding_init, name="tokens"
         )
-        positions = self.param("positions", embedding_init, (self.max_length, self.width))
+        shape = (self.max_length, self.width)
+        positions = self.param("positions", embedding_init, shape)
         h = (embed(tokens) + positions[None, :n]).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         for index in range(self.depth):

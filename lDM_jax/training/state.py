@@ -1,4 +1,4 @@
-"""What training carries: `TrainState`, its EMA, and the `Stage` contract of the loop."""
+"""What training carries: `TrainState`, its EMA, and the loop's `Stage` contract."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
