@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
     )
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # What orbax has to say of a failed write arrives as one UserError.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         if FLAGS.dry_run:
             logging.getLogger(__name__).info("%s", summary(FLAGS.config))

@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
     config.first_stage.path = "emoji_kl_f8"
     config.unet.update(
         dict(
-            width=80,
+            width=64,
             width_mults=(1, 2),
             num_res_blocks=2,
             attn_factors=(2,),
@@ -37,12 +37,12 @@ def get_config(arg: str = ""):
     )
     config.train.update(
         dict(
-            batch_size=48,
+            batch_size=32,
             num_steps=2500,
             ema_decay=0.998,
             log_every_steps=20,
-            preview_every_steps=500,
-            eval_every_steps=500,
+            preview_every_steps=1250,
+            eval_every_steps=1250,
             checkpoint_every_steps=500,
         )
     )

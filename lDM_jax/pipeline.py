@@ -4,9 +4,9 @@
     images = pipe.sample(prompt="red heart", seeds=range(4))     # uint8 "b H W 3"
 
 Owns the way from a request to pictures: conditions, guidance, trajectory, decoding. An
-image depends on its seed and its request alone: every row has its own noise key, and
-rows always run in batches of `BATCH` (padded), so that what stands beside it in a batch
-changes nothing. Guidance, prompt and seed never retrace.
+image depends on its seed and its request alone, not on what stands beside it in a batch:
+every row has its own noise key. Rows run `BATCH` at a time, the last batch padded, so
+that a trajectory compiles once. Guidance, prompt and seed never retrace.
 """
 
 import dataclasses
@@ -144,10 +144,11 @@ class Pipeline:
 
     def run(self, request: Request) -> Iterator[np.ndarray]:
         """The pictures of a resolved request, one a seed, as they are finished."""
-        for start in range(0, len(request.seeds), BATCH):
-            seeds = request.seeds[start : start + BATCH]
-            padded = seeds + (seeds[-1],) * (BATCH - len(seeds))
-            cond, null = self.conditions(request, BATCH)
+        rows = min(BATCH, len(request.seeds))
+        for start in range(0, len(request.seeds), rows):
+            seeds = request.seeds[start : start + rows]
+            padded = seeds + (seeds[-1],) * (rows - len(seeds))
+            cond, null = self.conditions(request, rows)
             z = self._trajectory(request.sampler, request.steps)(
                 self.params,
                 rng.seed_keys(padded),

@@ -4,17 +4,30 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from lDM_jax.training.checkpoint import load_state
 
 ROOT = Path(__file__).parent.parent
 
 
-def call(*args, cwd=ROOT):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def environment():
+    """One device, as a user has it."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def call(*args):
     return subprocess.run(
-        [sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
 
 
@@ -45,6 +58,31 @@ def test_smoke_run_leaves_checkpoint_metrics_and_previews(run_directory):
     assert list((workdir / "tensorboard").iterdir())
     stored = json.loads((workdir / "config.json").read_text())
     assert "jax" in json.dumps(stored)
+
+
+def test_a_killed_run_of_the_real_stage_ends_bit_equal(run_directory, tmp_path):
+    """UNet, text transformer, latents cache, data iterator: all of it resumes."""
+    workdir = tmp_path / "run"
+    command = ["train.py", "--config=configs/emoji.py:smoke", f"--workdir={workdir}"]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (workdir / "checkpoints" / "10").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    result = call(*command)
+    assert result.returncode == 0, result.stderr
+    ours = jax.tree.leaves_with_path(load_state(workdir))
+    whole = jax.tree.leaves_with_path(load_state(run_directory[0]))
+    assert len(ours) == len(whole) > 100
+    for (path, a), (_, b) in zip(ours, whole, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
 def test_sample_from_the_run_and_again_from_its_own_png(run_directory, tmp_path):

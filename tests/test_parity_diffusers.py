@@ -10,6 +10,7 @@ the parameter, or of a hundredth of the largest of all, since some gradients are
 to rounding (a bias before a norm of one channel a group).
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from lDM_jax.models.unet import UNet
 from tests.reference import rule
 
 TOLERANCE = 1e-4
+RECORDED = ("unet", "kl", "vq", "bert")
 NETWORKS = {
     "unet": UNet(4, 32, (1, 2), 1, (1,), num_heads=4, context_width=48),
     "unet_plain": UNet(4, 32, (1, 2, 3), 1, (2, 4), head_channels=16),
@@ -103,9 +105,34 @@ def assert_close(ours: dict, theirs: dict):
         np.testing.assert_allclose(value, expected, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("network", ["unet", "kl", "vq", "bert"])
+@pytest.mark.parametrize("network", RECORDED)
+def test_norms_have_the_same_epsilon(network):
+    """Outputs of scale 1 cannot tell 1e-5 from 1e-6, small activations can."""
+    theirs = rule.read_arrays(rule.FOLDER / f"diffusers_{network}.npz")
+    found = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.GroupNorm | nn.LayerNorm):
+            found[context.module.path] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    inputs = rule.diffusers_inputs(network, "")
+    if network == "unet":
+        z, t, context = (jnp.asarray(inputs[n]) for n in ("z", "t", "context"))
+        args = z, t, Cond(context=context)
+    else:
+        args = (jnp.asarray(inputs["tokens" if network == "bert" else "image"]),)
+    with nn.intercept_methods(note):
+        jax.eval_shape(NETWORKS[network].init, jax.random.key(0), *args)
+    names = names_of(network)
+    paths = [names[f"{name}.weight"].path[:-1] for name in theirs["norm_names"]]
+    assert found == dict(zip(paths, theirs["norm_epsilons"], strict=True))
+
+
+@pytest.mark.parametrize("network", RECORDED)
 def test_recorded(network):
     theirs = rule.read_arrays(rule.FOLDER / f"diffusers_{network}.npz")
+    del theirs["norm_names"], theirs["norm_epsilons"]
     entries = [entry.split(" ") for entry in theirs.pop("entries")]
     shapes = {
         name: tuple(int(side) for side in sides.split(",")) for name, sides in entries

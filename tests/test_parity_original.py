@@ -68,11 +68,14 @@ def weights(folder: str, prefix: str, names, draw=rule.weight) -> dict:
     return convert.from_original(rule.draw(shapes, prefix, draw), names)
 
 
-def unet_weights(folder: str, draw=rule.weight) -> dict:
+@functools.cache
+def unet_names(folder: str) -> convert.Names:
     # The super-resolution network sees the low-resolution image beside z_t.
-    channels = 6 if folder == "ldm_sr" else None
-    names = convert.unet_names(UNETS[folder], channels)
-    return weights(folder, UNET_PREFIX, names, draw)
+    return convert.unet_names(UNETS[folder], 6 if folder == "ldm_sr" else None)
+
+
+def unet_weights(folder: str, draw=rule.weight) -> dict:
+    return weights(folder, UNET_PREFIX, unet_names(folder), draw)
 
 
 @functools.cache
@@ -185,7 +188,7 @@ def test_quantizer_loss_and_gradients(legacy):
     assert_close(out.loss, io["loss"], 1e-6)
     assert_close(out.z, rule.last(io["z_q"]), 1e-6)
     assert_close(grad_z, rule.last(io["grad_z"]), 1e-6)
-    assert_close(grad_codebook, io["grad_codebook"], 1e-6)
+    assert_close(grad_codebook, io["grad_codebook"], 1e-8)  # of scale 1e-3
 
 
 def decode(folder: str, z, scale: float = 1.0):

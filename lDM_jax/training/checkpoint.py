@@ -50,7 +50,7 @@ class Checkpoints:
                 ),
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._failure(step, error) from None
+            raise self._failure(error) from None
 
     def wait(self) -> None:
         """Block until everything is on disk; raises as `save` does."""
@@ -58,12 +58,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._failure(self._manager.latest_step(), error) from None
+            raise self._failure(error) from None
 
-    def _failure(self, step: int | None, error: Exception) -> UserError:
+    def _failure(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:300]
         return UserError(
-            f"cannot write checkpoint {step} in {self.workdir}: {reason}; "
+            f"cannot write a checkpoint in {self.workdir}: {reason}; "
             "the last whole checkpoint is intact"
         )
 
@@ -109,7 +109,12 @@ class Checkpoints:
 
 
 def load_ema(workdir: str | Path) -> dict:
-    """EMA parameters (numpy) of the newest whole checkpoint of a work directory.
+    """EMA parameters of the newest whole checkpoint; see `load_state`."""
+    return load_state(workdir)["ema"]
+
+
+def load_state(workdir: str | Path) -> dict:
+    """The newest whole checkpoint's state as nested dicts of numpy arrays.
 
     Reads only; damaged checkpoints are skipped with a warning. Raises UserError when
     there is no whole one.
@@ -131,7 +136,7 @@ def load_ema(workdir: str | Path) -> dict:
                     metadata,
                 )
                 state = reader.restore(path, abstract)
-                return jax.tree.map(np.asarray, state["ema"])
+                return jax.tree.map(np.asarray, state)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             log.warning("checkpoint %d is damaged and skipped (%s)", step, reason)

@@ -3,9 +3,9 @@
     python -m tests.reference.record_diffusers
 
 writes diffusers_<network>.npz beside this file: `entries` ("name sides" of the state
-dict), the outputs, and for the conditional UNet gradients. Weights, inputs and probes
-are functions of names (`rule`), so none are stored. The live tests call the same code
-under another `salt`, which changes every number. Arrays come out as NHWC f32.
+dict), the epsilon of every norm, the outputs, and gradients of the UNet. Weights,
+inputs and probes are functions of names (`rule`), so none are stored. The live tests
+call the same code under another `salt`, which changes every number. Arrays are NHWC.
 """
 
 import numpy as np
@@ -176,8 +176,15 @@ def main() -> None:
         found = answer(network, model, rule.diffusers_inputs(network, salt))
         sides = {name: ",".join(map(str, s)) for name, s in shapes(model).items()}
         entries = np.array([f"{name} {side}" for name, side in sides.items()])
+        epsilons = {n: m.eps for n, m in model.named_modules() if hasattr(m, "eps")}
         path = rule.FOLDER / f"diffusers_{network}.npz"
-        np.savez_compressed(path, entries=entries, **compress(found))
+        np.savez_compressed(
+            path,
+            entries=entries,
+            norm_names=np.array(list(epsilons)),
+            norm_epsilons=np.array(list(epsilons.values())),
+            **compress(found),
+        )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def last(image: np.ndarray) -> np.ndarray:
 @functools.cache
 def quick_options() -> dict:
     """Compiler options that quarter the compile time, where XLA still has them."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options = dict(xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
