@@ -4,9 +4,9 @@
     images = pipe.sample(prompt="red heart", seeds=range(4))     # uint8 "b H W 3"
 
 Owns the way from a request to pictures: conditions, guidance, trajectory, decoding. An
-image depends on its seed and its request alone, not on what stands beside it in a batch:
-every row has its own noise key. Rows run `BATCH` at a time, the last batch padded, so
-that a trajectory compiles once. Guidance, prompt and seed never retrace.
+image depends on its seed and its request alone, not on what stands beside it in a
+batch: every row has its own noise key. Rows run `BATCH` at a time, the last batch
+padded, so that a trajectory compiles once. Guidance, prompt and seed never retrace.
 """
 
 import dataclasses

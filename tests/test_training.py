@@ -1,0 +1,165 @@
+"""Both stages from their smoke configs: they learn, look at themselves, and shard."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lDM_jax import build, losses, rng
+from lDM_jax.arrays import UserError
+from lDM_jax.training.optim import make_optimizer, make_schedule
+from lDM_jax.training.sharding import (
+    batch_sharding,
+    make_mesh,
+    put_batch,
+    state_sharding,
+)
+from lDM_jax.training.state import ema_update
+
+
+def experiment(name, arg="smoke", **changes):
+    config = importlib.import_module(f"configs.{name}").get_config(arg).unlock()
+    for key, value in changes.items():
+        section, _, field = key.partition("__")
+        config[section][field] = value
+    return build.experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "arg", "picture"),
+    [
+        ("emoji_autoencoder", "smoke", "reconstruction"),
+        ("emoji_autoencoder", "vq,smoke", "reconstruction"),
+        ("emoji", "smoke", "samples"),
+        ("celebahq_ldm4", "smoke", "samples"),
+    ],
+)
+def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
+    made = experiment(name, arg, optimizer__learning_rate=3e-3)
+    stage, frozen = made.stage, made.frozen
+    state = jax.jit(stage.init)(jax.random.key(0))
+    step = jax.jit(stage.step)
+    batch = {k: jnp.asarray(v) for k, v in next(made.iterator).items()}
+    made.iterator.close()
+    values = []
+    for number in range(60):
+        # few noise draws, so that the same error can fall
+        key = rng.key(jax.random.key(0), "step", number % 4)
+        state, scalars = step(state, frozen, batch, key)
+        values.append(float(scalars["loss"]))
+    assert int(state.step) == 60
+    assert np.mean(values[-8:]) < 0.8 * np.mean(values[:8])
+    pictures = stage.preview(state, frozen, batch, jax.random.key(0))
+    assert pictures[picture].dtype == np.uint8 and pictures[picture].ndim == 3
+    figures = stage.evaluate(state, frozen, [next(iter(made.eval_batches()))])
+    assert all(np.isfinite(value) for value in figures.values())
+
+
+def test_the_denoiser_trains_its_text_transformer_and_averages_it():
+    """Unlike the original, tau has an EMA; the frozen first stage gets no gradient."""
+    made = experiment("emoji")
+    made.iterator.close()
+    stage = made.stage
+    state = jax.jit(stage.init)(jax.random.key(0))
+    batch = {k: jnp.asarray(v) for k, v in next(iter(made.eval_batches())).items()}
+    batch.pop("weight")
+    step = jax.jit(stage.step)
+    for number in range(3):
+        state, _ = step(state, made.frozen, batch, jax.random.key(number))
+    assert set(state.params) == set(state.ema) == {"unet", "conditioner"}
+    start = jax.jit(stage.init)(jax.random.key(0))
+    for tree in (state.params, state.ema):
+        moved = jax.tree.map(
+            lambda a, b: float(jnp.abs(a - b).max()),
+            tree["conditioner"],
+            start.params["conditioner"],
+        )
+        assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_eight_devices_compute_what_one_computes():
+    made = experiment("emoji", train__batch_size=8)
+    stage, batch = made.stage, next(made.iterator)
+    made.iterator.close()
+    key = jax.random.key(3)
+    start = jax.jit(stage.init)(jax.random.key(0))
+    alone, scalars = jax.jit(stage.step)(start, made.frozen, batch, key)
+    for sizes in ((8, 1), (2, 4)):
+        mesh = make_mesh(*sizes)
+        shardings = state_sharding(mesh, jax.eval_shape(lambda: start))
+        step = jax.jit(
+            stage.step,
+            in_shardings=(shardings, None, batch_sharding(mesh), None),
+            out_shardings=(shardings, None),
+        )
+        state = jax.device_put(start, shardings)
+        spread, spread_scalars = step(state, made.frozen, put_batch(mesh, batch), key)
+        for name in scalars:
+            assert float(spread_scalars[name]) == pytest.approx(
+                float(scalars[name]), rel=1e-5
+            )
+        # Adam divides by sqrt(v): where a gradient is rounding noise, so is its sign,
+        # so the gradients' first moments are compared instead of the parameters
+        a, b = (
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.opt_state[1].mu)])
+            for s in (alone, spread)
+        )
+        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(a)
+    assert any(
+        not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread.params)
+    )
+
+
+def test_ema_warms_up_as_the_original_and_ends_at_its_decay():
+    ema, params = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
+    # LitEma: decay min(0.9999, (1 + n) / (10 + n)), n counting this update
+    assert float(ema_update(ema, params, 0.9999, 1)["w"]) == pytest.approx(1 - 2 / 11)
+    assert float(ema_update(ema, params, 0.5, 10**6)["w"]) == pytest.approx(0.5)
+
+
+def test_adamw_against_its_definition():
+    """One step from zero moments moves by lr sign(g), plus decoupled decay."""
+    optimizer, _ = make_optimizer(learning_rate=0.1, weight_decay=0.5)
+    params = {"w": jnp.array([2.0, -4.0])}
+    grads = {"w": jnp.array([0.3, -7.0])}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    expected = -0.1 * (np.array([1.0, -1.0]) + 0.5 * np.array([2.0, -4.0]))
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+
+
+def test_schedules_meet_their_ends():
+    common = dict(learning_rate=2.0, warmup_steps=10, num_steps=110)
+    for name, halfway, end in [
+        ("constant", 2.0, 2.0),
+        ("cosine", 1.0, 0.0),
+        ("linear", 1.0, 0.0),
+    ]:
+        rate = make_schedule(schedule=name, **common)
+        assert float(rate(0)) == 0.0 and float(rate(5)) == pytest.approx(1.0)
+        assert float(rate(60)) == pytest.approx(halfway, abs=1e-6)
+        assert float(rate(110)) == pytest.approx(end, abs=1e-6)
+    with pytest.raises(UserError, match="constant, cosine, linear"):
+        make_schedule(schedule="step", **common)
+    with pytest.raises(UserError, match="adam, adamw"):
+        make_optimizer(name="sgd", learning_rate=1.0)
+
+
+def test_mesh_sizes_that_do_not_fill_the_devices_are_refused():
+    with pytest.raises(UserError, match="does not fill 8 devices"):
+        make_mesh(3, 1)
+
+
+def test_latents_cache_equals_encoding_on_the_fly():
+    made = experiment("emoji")
+    made.iterator.close()
+    config = made.config
+    codec, params = build.first_stage(config)
+    source, row = build.source(config, "validation"), build.transform(config)
+    images = np.stack(
+        [row(source[i], np.random.default_rng(0))["image"] for i in range(4)]
+    )
+    cached = next(iter(made.eval_batches()))["moments"][:4]
+    np.testing.assert_allclose(codec.moments(params, images), cached, atol=1e-5)
+    assert float(losses.psnr(images, images).min()) > 100
