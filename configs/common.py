@@ -56,7 +56,14 @@ def diffusion() -> ConfigDict:
         remat=False,
         dtype="float32",
     )
-    config.text = dict(width=512, depth=16, num_heads=8, head_width=64, max_length=77)
+    config.text = dict(
+        width=512,
+        depth=16,
+        num_heads=8,
+        head_width=64,
+        max_length=77,
+        token_std=0.02,
+    )
     config.process = dict(
         kind="discrete",
         num_timesteps=1000,

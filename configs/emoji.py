@@ -28,7 +28,14 @@ def get_config(arg: str = ""):
         )
     )
     config.text.update(
-        dict(width=128, depth=2, num_heads=4, head_width=32, max_length=24)
+        dict(
+            width=128,
+            depth=2,
+            num_heads=4,
+            head_width=32,
+            max_length=24,
+            token_std=1.0,
+        )
     )
     config.process.update(dict(prediction="v"))
     config.loss.update(dict(drop_rate=0.1))

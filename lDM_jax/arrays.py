@@ -20,8 +20,9 @@ from typing import TypeVar
 
 import flax.struct
 import jax
+import numpy as np
 from beartype import beartype
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8, jaxtyped
+from jaxtyping import Bool, Float, Int, Key, UInt8, jaxtyped
 
 from lDM_jax.errors import UserError
 
@@ -40,6 +41,8 @@ __all__ = [
     "typecheck",
 ]
 
+# Functions take numpy arrays as well; inside jit there are only jax's.
+Array = jax.Array | np.ndarray
 Batch = dict[str, Array]
 Scalars = dict[str, Array]
 Denoiser = Callable[[Array, Array], Array]

@@ -215,9 +215,10 @@ class Pipeline:
     def _conditions(self, request: Request, rows: int) -> dict:
         prompts = None if request.prompt is None else [request.prompt] * rows
         labels = None if request.label is None else [request.label] * rows
-        return tasks.request_batch(
+        batch = tasks.request_batch(
             self.task, self.tokenizer, prompts=prompts, labels=labels, rows=rows
         )
+        return {name: jnp.asarray(value) for name, value in batch.items()}
 
     @cached_property
     def _condition(self):

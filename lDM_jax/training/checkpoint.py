@@ -5,8 +5,10 @@ Layout of a work directory: `config.json` (resolved config, package versions),
 step. The only file that knows orbax.
 """
 
+import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from lDM_jax.arrays import UserError
 
 log = logging.getLogger(__name__)
 FOLDER, DAMAGED = "checkpoints", "damaged_checkpoints"
+# What orbax and tensorstore raise for missing, truncated or altered files.
+DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 class Checkpoints:
@@ -87,7 +91,7 @@ class Checkpoints:
                     ),
                 )
                 return items.state, items.iterator, step
-            except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            except DAMAGE as error:
                 self._set_aside(step, error)
         return None
 
@@ -122,22 +126,32 @@ def load_state(workdir: str | Path) -> dict:
     folder = Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
         raise UserError(f"{workdir} has no {FOLDER}: it is not a run's work directory")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def shape(leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     for step in sorted(steps, reverse=True):
+        path = folder / str(step) / "state"
         try:
-            with ocp.StandardCheckpointer() as reader:
-                path = folder / str(step) / "state"
+            with quiet(), ocp.StandardCheckpointer() as reader:
                 metadata = reader.metadata(path).item_metadata.tree
-                device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                abstract = jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(
-                        leaf.shape, leaf.dtype, sharding=device  # noqa: B023
-                    ),
-                    metadata,
-                )
-                state = reader.restore(path, abstract)
-                return jax.tree.map(np.asarray, state)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+                state = reader.restore(path, jax.tree.map(shape, metadata))
+            return jax.tree.map(np.asarray, state)
+        except DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
             log.warning("checkpoint %d is damaged and skipped (%s)", step, reason)
     raise UserError(f"{workdir} has no whole checkpoint yet")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep orbax's warnings (of a step read by itself) out of the user's terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
