@@ -14,6 +14,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"{name}={value}" for name, value in flags.items() if name not in given)]
 )
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -90,6 +90,7 @@ def _shared(*, stage: str) -> ConfigDict:
         flip=0.0,
         background="white",
         num_workers=0,
+        limit=0,
     )
     config.optimizer = dict(
         name="adamw",
@@ -131,6 +132,7 @@ def finish(config: ConfigDict, arg: str) -> ConfigDict:
 def _shrink(config: ConfigDict) -> None:
     """Twenty steps on a CPU in a minute: same structure, toy widths, embedded data."""
     config.data.update(dict(source="emoji", path="", size_px=32, num_workers=0))
+    config.data.limit = 64
     config.optimizer.warmup_steps = 0
     config.train.update(
         dict(

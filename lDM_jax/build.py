@@ -120,15 +120,17 @@ def tokenizer(config: ConfigDict) -> BertTokenizer | None:
 
 
 def source(config: ConfigDict, split: str):
-    """The data set of config.data, one split of it."""
+    """The data set of config.data, one split of it, its first `limit` examples."""
     data = config.data
     if data.source == "emoji":
-        return sources.EmojiSource(split=split, size_px=data.size_px)
-    if data.source == "folder":
-        folder = FolderSource(data.path, split=split, size_px=data.size_px)
-        check_folder(config, folder)
-        return folder
-    raise UserError(f"config.data.source = {data.source!r}; valid: emoji, folder")
+        chosen = sources.EmojiSource(split=split, size_px=data.size_px)
+    elif data.source == "folder":
+        chosen = FolderSource(data.path, split=split, size_px=data.size_px)
+        check_folder(config, chosen)
+    else:
+        raise UserError(f"config.data.source = {data.source!r}; valid: emoji, folder")
+    limit = data.get("limit", 0)
+    return sources.First(chosen, limit) if limit else chosen
 
 
 def check_folder(config: ConfigDict, folder: FolderSource) -> None:
@@ -205,10 +207,8 @@ def abstract_codec(config: ConfigDict) -> Codec:
 
 
 def random_network() -> Autoencoder:
-    """The tiny untrained first stage of the `:smoke` size, f = 8."""
-    return Autoencoder(
-        8, (1, 1, 1, 1), 1, z_channels=3, latent_channels=3, num_groups=4
-    )
+    """The tiny untrained first stage of the `:smoke` size, f = 4."""
+    return Autoencoder(8, (1, 1, 1), 1, z_channels=3, latent_channels=3, num_groups=4)
 
 
 def load_trained(name: str) -> tuple[ConfigDict, dict]:

@@ -12,10 +12,15 @@ from lDM_jax.arrays import Array, Float, Scalars, UserError, typecheck
 PIXEL_LOSSES = ("l1", "l2")
 
 
-def pixel_error(kind: str, x: Array, target: Array) -> Array:
-    """|x - target| or (x - target)^2, elementwise f32."""
+def check_kind(kind: str) -> None:
+    """Raise UserError unless `pixel_error` knows this kind of loss."""
     if kind not in PIXEL_LOSSES:
         raise UserError(f"loss {kind!r} is unknown; valid: {', '.join(PIXEL_LOSSES)}")
+
+
+def pixel_error(kind: str, x: Array, target: Array) -> Array:
+    """|x - target| or (x - target)^2, elementwise f32."""
+    check_kind(kind)
     difference = x.astype(jnp.float32) - target.astype(jnp.float32)
     return jnp.abs(difference) if kind == "l1" else difference**2
 

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from lDM_jax import image
-from lDM_jax.data.sources import EMOJI, ArraySource, EmojiSource, pad_square
+from lDM_jax.data.sources import EMOJI, ArraySource, EmojiSource, First, pad_square
 from lDM_jax.data.transforms import (
     Compose,
     Composite,
@@ -363,3 +363,14 @@ def test_sources_and_transforms_do_not_import_jax():
     code += "t.Composite()(s.EmojiSource(split='test')[0], None);"
     code += "assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_first_is_the_beginning_of_a_source():
+    source = ArraySource({"x": np.arange(10)})
+    head = First(source, 4)
+    assert [int(head[i]["x"]) for i in range(len(head))] == [0, 1, 2, 3]
+    assert len(First(source, 99)) == 10
+    assert int(head[-1]["x"]) == 3
+    with pytest.raises(IndexError):
+        head[4]
+    assert head.fingerprint != First(source, 5).fingerprint

@@ -157,6 +157,27 @@ class EmojiSource:
         return partial(EmojiSource, **options), ()
 
 
+class First:
+    """The first `count` examples of a source (all, if it has fewer)."""
+
+    def __init__(self, source, count: int):
+        self._source, self._count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> dict:
+        if not -self._count <= i < self._count:
+            raise IndexError(f"example {i} of {self._count}")
+        return self._source[i % self._count]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the whole source's fingerprint and the count, in hexadecimal."""
+        text = f"first {self._count} of {self._source.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
 class ArraySource:
     """Examples held in memory, such as cached moments with their tokens.
 

@@ -11,7 +11,6 @@ from lDM_jax.arrays import Array, Float, Int, typecheck
 from lDM_jax.models.layers import Attention, LayerNorm, conv1x1
 
 
-
 class TextTransformer(nn.Module):
     """Pre-norm transformer encoder over learned token and position embeddings.
 

@@ -28,6 +28,7 @@ def make_stage(
     ema_decay: float = 0.999,
 ) -> Stage:
     """The autoencoder's stage. The loss is in `losses`; `frozen` is unused."""
+    losses.check_kind(pixel_loss)
     forward = make_loss(
         network,
         pixel_loss=pixel_loss,
@@ -47,7 +48,7 @@ def make_stage(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        scalars["gnorm"] = optax.global_norm(grads)
+        scalars["gnorm"] = optax.tree.norm(grads)
         ema = ema_update(state.ema, params, ema_decay, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state), scalars
 

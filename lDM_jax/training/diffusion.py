@@ -71,6 +71,8 @@ def make_stage(
     example_batch: shapes of one batch; latent_shape: (h, w, c) of its latents.
     """
     process, codec = model.process, model.codec
+    losses.check_kind(loss)
+    process.loss_weight(jnp.zeros(1, jnp.int32), kind=weighting)
 
     def init(key: Array) -> TrainState:
         batch = {name: jnp.asarray(value[:1]) for name, value in example_batch.items()}
@@ -104,7 +106,7 @@ def make_stage(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        scalars["gnorm"] = optax.global_norm(grads)
+        scalars["gnorm"] = optax.tree.norm(grads)
         ema = ema_update(state.ema, params, ema_decay, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state), scalars
 
