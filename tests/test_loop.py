@@ -1,5 +1,6 @@
 """The loop's promises, on a toy: exact resume, signals, faults, one log line."""
 
+import gc
 import json
 import os
 import re
@@ -129,6 +130,8 @@ def test_a_longer_run_continues_a_finished_one(tmp_path):
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["10", "20", "30"]
 
 
+# A failed read leaves orbax's own coroutines behind; collecting them complains.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncate", "remove", "garbage"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     damage, tmp_path, caplog
@@ -152,6 +155,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     run_here(tmp_path / "other", num_steps=30)
     ours, theirs = load_ema(workdir), load_ema(tmp_path / "other")
     np.testing.assert_array_equal(ours["w"], theirs["w"])
+    gc.collect()
 
 
 def test_a_different_config_is_refused_and_named(tmp_path):
