@@ -10,6 +10,7 @@ built. A config file is Python and runs when it is read. User errors exit with c
 import logging
 import os
 import sys
+import warnings
 
 from absl import flags
 from ml_collections import config_flags
@@ -53,7 +54,9 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
     )
-    # What orbax has to say of a failed write arrives as one UserError.
+    # What orbax has to say of a failed write arrives as one UserError; what it then
+    # leaves behind complains when it is collected.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         if FLAGS.dry_run:

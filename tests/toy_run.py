@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -105,6 +106,7 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
 def main(argv: list[str]) -> int:
     changes = dict(part.split("=") for part in argv[2:])
     settings = config(**{name: json.loads(value) for name, value in changes.items()})
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     form = dict(format="%(message)s", stream=sys.stdout, force=True)
     logging.basicConfig(level=logging.INFO, **form)
     logging.getLogger("absl").setLevel(logging.ERROR)

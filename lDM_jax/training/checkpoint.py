@@ -1,18 +1,25 @@
-"""Checkpoints of a run: state and data iterator, atomic and asynchronous, by Orbax.
+"""Checkpoints of a run: state, data iterator and config, atomic and asynchronous.
 
-Layout of a work directory: `config.json` (resolved config, package versions),
-`checkpoints/<step>/{state,iterator}`. Keys are not stored: they derive from seed and
-step. The only file that knows orbax.
+Layout of a work directory: `checkpoints/<step>/{state,iterator,config,checksums}`, and
+`damaged_checkpoints/` for what could not be read. Keys are not stored: they derive from
+seed and step. The only file that knows orbax.
+
+Orbax notices a file that is cut short, but not a flipped bit in the numbers, so each
+leaf has a checksum: the sum of its 32-bit words mod 2^32, which does not depend on how
+the leaf is split over devices.
 """
 
-import contextlib
 import logging
+import os
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -20,12 +27,44 @@ from lDM_jax.arrays import UserError
 
 log = logging.getLogger(__name__)
 FOLDER, DAMAGED = "checkpoints", "damaged_checkpoints"
-# What orbax and tensorstore raise for missing, truncated or altered files.
-DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+ITEMS = ("state", "iterator", "config", "checksums")
+
+
+def not_from_orbax(record: logging.LogRecord) -> bool:
+    """False for what orbax logs of its work through absl's logger, and for what
+    asyncio's logger says of tasks that were dropped when another one failed."""
+    if record.name == "asyncio":
+        text = record.getMessage()
+        return not any(name in text for name in ("orbax", "OCDBT", "TensorStore"))
+    return "orbax" not in Path(record.pathname).parts
+
+
+def without_leftovers(report: Callable) -> Callable:
+    """`sys.unraisablehook` without what the rest of a failed read or write still says.
+
+    After the first array that fails orbax closes its event loop and raises. What works
+    on the other arrays is dropped, and Python would print a traceback for each of them.
+    """
+
+    def hook(unraisable) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # a coroutine's
+        ours = code is not None and "orbax" in Path(code.co_filename).parts
+        if not ours and str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    return hook
+
+
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(not_from_orbax)
+sys.unraisablehook = without_leftovers(sys.unraisablehook)
 
 
 class Checkpoints:
-    """The checkpoints of one work directory; `keep` newest ones stay."""
+    """The checkpoints of one work directory; the `keep` newest ones stay.
+
+    Belongs to the process that trains: opening removes what a killed save left behind.
+    """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2):
         self.workdir = Path(workdir).absolute()
@@ -33,17 +72,18 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.keep, create=True, cleanup_tmp_directories=True
+        )
         return ocp.CheckpointManager(
-            self.workdir / FOLDER,
-            options=options,
-            item_names=("state", "iterator"),
+            self.workdir / FOLDER, options=options, item_names=ITEMS
         )
 
-    def save(self, step: int, state: Any, iterator_state: dict) -> None:
-        """Start writing step `step`; errors of the write before it surface here.
+    def save(self, step: int, state: Any, iterator_state: dict, config: dict) -> None:
+        """Start writing step `step`; `state` may be donated as soon as this returns.
 
-        Raises UserError when the disk is full or the directory is gone.
+        Raises UserError when the disk is full or the directory is gone, also for the
+        save before this one, whose writing went on in the background.
         """
         try:
             self._manager.save(
@@ -51,9 +91,11 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     iterator=ocp.args.JsonSave(iterator_state),
+                    config=ocp.args.JsonSave(config),
+                    checksums=ocp.args.JsonSave(checksums(state)),
                 ),
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # tensorstore raises bare Exceptions
             raise self._failure(error) from None
 
     def wait(self) -> None:
@@ -61,42 +103,69 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # tensorstore raises bare Exceptions
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """Finish writing and release threads; raises as `save` does."""
+        try:
+            self._manager.close()
+        except Exception as error:  # tensorstore raises bare Exceptions
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:300]
+        rest = "the last whole checkpoint is intact"
+        if not self.steps():
+            rest = "no whole checkpoint is there yet"
         return UserError(
-            f"cannot write a checkpoint in {self.workdir}: {reason}; "
-            "the last whole checkpoint is intact"
+            f"cannot write a checkpoint in {self.workdir}: {in_one_line(error)}; {rest}"
         )
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps that have a finished checkpoint on disk, ascending."""
+        return finished_steps(self.workdir / FOLDER)
 
     def restore_latest(self, abstract: Any) -> tuple[Any, dict, int] | None:
-        """(state, iterator state, step) of the newest whole checkpoint, or None.
+        """(state, iterator state, step) of the newest whole checkpoint; None if none.
 
-        `abstract`: shapes with shardings. Damaged checkpoints are moved to
-        `damaged_checkpoints/`, and the log says so.
+        `abstract`: shapes with shardings. Newer, damaged checkpoints are moved to
+        `damaged_checkpoints/`, and the log says so. Raises UserError, and moves
+        nothing, when there are checkpoints but no whole one: that is rather a fault of
+        the disk or another version of the code than a reason to start again.
         """
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                items = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract),
-                        iterator=ocp.args.JsonRestore(),
-                    ),
-                )
-                return items.state, items.iterator, step
-            except DAMAGE as error:
-                self._set_aside(step, error)
+                found = self._restore(step, abstract)
+            except Exception as error:  # tensorstore raises bare Exceptions
+                damaged[step] = in_one_line(error)
+                continue
+            for number, reason in damaged.items():
+                self._set_aside(number, reason)
+            return *found, step
+        if damaged:
+            step, reason = next(iter(damaged.items()))
+            raise UserError(
+                f"none of the checkpoints {sorted(damaged)} in {self.workdir / FOLDER} "
+                f"can be restored ({step}: {reason}); move that folder away to start "
+                "again from step 0, or choose another --workdir"
+            )
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:200]
+    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict]:
+        wanted = {
+            "state": ocp.args.StandardRestore(abstract),
+            "iterator": ocp.args.JsonRestore(),
+        }
+        summed = (self.workdir / FOLDER / str(step) / "checksums").is_dir()
+        if summed:  # runs begun before checksums were stored go on without
+            wanted["checksums"] = ocp.args.JsonRestore()
+        items = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        if summed:
+            verify(items.state, items.checksums)
+        return items.state, items.iterator
+
+    def _set_aside(self, step: int, reason: str) -> None:
         log.warning(
             "checkpoint %d is damaged and was moved to %s (%s)", step, DAMAGED, reason
         )
@@ -106,10 +175,6 @@ class Checkpoints:
         shutil.rmtree(target / str(step), ignore_errors=True)
         shutil.move(self.workdir / FOLDER / str(step), target / str(step))
         self._manager = self._open()
-
-    def close(self) -> None:
-        """Finish writing and release threads."""
-        self._manager.close()
 
 
 def load_ema(workdir: str | Path) -> dict:
@@ -126,32 +191,73 @@ def load_state(workdir: str | Path) -> dict:
     folder = Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
         raise UserError(f"{workdir} has no {FOLDER}: it is not a run's work directory")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def shape(leaf) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    for step in sorted(steps, reverse=True):
-        path = folder / str(step) / "state"
+    for step in reversed(finished_steps(folder)):
         try:
-            with quiet(), ocp.StandardCheckpointer() as reader:
-                metadata = reader.metadata(path).item_metadata.tree
-                state = reader.restore(path, jax.tree.map(shape, metadata))
-            return jax.tree.map(np.asarray, state)
-        except DAMAGE as error:
-            reason = " ".join(str(error).split())[:200]
-            log.warning("checkpoint %d is damaged and skipped (%s)", step, reason)
+            return _load_state(folder / str(step))
+        except Exception as error:  # tensorstore raises bare Exceptions
+            log.warning(
+                "checkpoint %d is damaged and skipped (%s)", step, in_one_line(error)
+            )
     raise UserError(f"{workdir} has no whole checkpoint yet")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep orbax's warnings (of a step read by itself) out of the user's terminal."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _load_state(folder: Path) -> dict:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        metadata = reader.metadata(folder / "state").item_metadata.tree
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            metadata,
+        )
+        state = reader.restore(folder / "state", abstract)
+    if (folder / "checksums").is_dir():
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            verify(state, reader.restore(folder / "checksums"))
+    return jax.tree.map(np.asarray, state)
+
+
+def finished_steps(folder: Path) -> list[int]:
+    """Steps in a checkpoint folder, ascending; unfinished ones have another name."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """{path of a leaf: the sum of its words mod 2^32}; the same for every sharding."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return {path: int(sum_) for path, sum_ in jax.device_get(_sums(leaves)).items()}
+
+
+@jax.jit
+def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def one(leaf):
+        words = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(leaf, words)
+        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jax.tree.map(one, leaves)
+
+
+def verify(tree: Any, stored: dict[str, int]) -> None:
+    """Raise ValueError naming the leaves whose checksum is not the stored one."""
+    found = checksums(tree)
+    wrong = sorted(p for p in found.keys() | stored if found.get(p) != stored.get(p))
+    if wrong:
+        raise ValueError(f"wrong checksum of {', '.join(wrong[:3])}")
+
+
+def in_one_line(error: Exception) -> str:
+    """What an exception says, in one line; of a long text the cause and the ends.
+
+    Tensorstore hides the cause, as the system's error number, in a page of settings.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    number = re.search(r"os_error_code='(\d+)'", text)
+    cause = f"{os.strerror(int(number[1]))}: " if number else ""
+    if len(text) > 220:
+        text = f"{text[:80]} ... {text[-130:]}"
+    return cause + text

@@ -1,11 +1,15 @@
 """The optax chain of a config: clipping, Adam or AdamW, learning-rate schedule."""
 
+from typing import Any
+
+import jax
 import optax
 
 from lDM_jax.arrays import UserError
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine", "linear")
+DECAY_MASKS = ("all", "matrices")
 
 
 def make_schedule(
@@ -43,10 +47,32 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    decay_mask: str = "all",
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(transformation, schedule). UserError for unknown names and values."""
+    """(transformation, schedule). UserError for unknown names and impossible values.
+
+    decay_mask: AdamW decays "all" parameters (the original) or the "matrices" only:
+    leaves of two and more axes, so neither biases nor norms.
+    """
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer {name!r}; valid: {', '.join(OPTIMIZERS)}")
+    if decay_mask not in DECAY_MASKS:
+        raise UserError(f"decay_mask {decay_mask!r}; valid: {', '.join(DECAY_MASKS)}")
+    for what, value, valid, holds in (
+        ("learning_rate", learning_rate, "above 0", learning_rate > 0),
+        ("warmup_steps", warmup_steps, "at least 0", warmup_steps >= 0),
+        ("b1", b1, "in [0, 1)", 0 <= b1 < 1),
+        ("b2", b2, "in [0, 1)", 0 <= b2 < 1),
+        ("eps", eps, "above 0", eps > 0),
+        ("weight_decay", weight_decay, "at least 0", weight_decay >= 0),
+        ("clip_norm", clip_norm, "above 0", clip_norm is None or clip_norm > 0),
+    ):
+        if not holds:
+            raise UserError(f"optimizer {what} = {value}; it must be {valid}")
+    if name == "adam" and weight_decay:
+        raise UserError(
+            f"weight_decay = {weight_decay}, but adam has none; valid: 0, or adamw"
+        )
     rate = make_schedule(
         learning_rate=learning_rate,
         schedule=schedule,
@@ -56,6 +82,12 @@ def make_optimizer(
     parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
     if name == "adamw":
-        parts.append(optax.add_decayed_weights(weight_decay))
+        mask = None if decay_mask == "all" else matrices
+        parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
     parts.append(optax.scale_by_learning_rate(rate))
     return optax.chain(*parts), rate
+
+
+def matrices(params: Any) -> Any:
+    """True for leaves with two and more axes."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)

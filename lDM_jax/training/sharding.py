@@ -62,6 +62,15 @@ def state_sharding(mesh: Mesh, abstract: Any) -> Any:
     return jax.tree.map(rule, abstract)
 
 
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+    """UserError unless the rows of a batch split evenly over the devices."""
+    if batch_size % mesh.size:
+        raise UserError(
+            f"config.train.batch_size = {batch_size} does not split over {mesh.size} "
+            f"devices; valid: multiples of {mesh.size}"
+        )
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     """Host-local rows -> global arrays; every process gives its own rows."""
     sharding = batch_sharding(mesh)
