@@ -11,7 +11,25 @@ def autoencoder() -> ConfigDict:
     """Defaults of stage 1 (Rombach et al. 2022, appendix G)."""
     config = _shared(stage="autoencoder")
     config.autoencoder = first_stage_network()
-    config.loss = dict(pixel_loss="l1", kl_weight=1e-6, codebook_weight=1.0)
+    config.loss = dict(
+        pixel_loss="l1",
+        perceptual_weight=1.0,
+        lpips_weights="",
+        kl_weight=1e-6,
+        codebook_weight=1.0,
+        codebook_decay=0.0,
+        restart_below=0.0,
+    )
+    config.discriminator = dict(
+        width=64,
+        num_layers=3,
+        norm="batch",
+        dtype="float32",
+        start_steps=50_001,
+        weight=0.5,
+        factor=1.0,
+        loss="hinge",
+    )
     config.optimizer.update(dict(name="adam", b1=0.5, b2=0.9, weight_decay=0.0))
     return config
 
@@ -146,6 +164,8 @@ def _shrink(config: ConfigDict) -> None:
     )
     if config.stage == "autoencoder":
         config.autoencoder.update(dict(width=8, num_res_blocks=1, num_groups=4))
+        config.discriminator.update(dict(width=8, num_layers=1, start_steps=10))
+        config.loss.perceptual_weight = 0.0
         return
     config.first_stage.path = "random"
     heads = dict(num_heads=2, head_channels=0)

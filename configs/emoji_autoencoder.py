@@ -27,7 +27,20 @@ def get_config(arg: str = ""):
             num_groups=8,
         )
     )
-    config.loss.update(dict(pixel_loss="l2", kl_weight=3e-3))
+    # Without a download there are no LPIPS weights; with the file at hand:
+    # --config.loss.perceptual_weight=1 --config.loss.lpips_weights=vgg16.pth
+    config.loss.update(
+        dict(
+            pixel_loss="l2",
+            perceptual_weight=0.0,
+            kl_weight=3e-3,
+            codebook_decay=0.99,
+            restart_below=0.02,
+        )
+    )
+    config.discriminator.update(
+        dict(width=32, num_layers=2, start_steps=2000, weight=0.5)
+    )
     config.optimizer.update(
         dict(
             learning_rate=1e-3,

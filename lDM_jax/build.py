@@ -23,18 +23,22 @@ from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
 from lDM_jax.data.folder import FolderSource
 from lDM_jax.diffusion import make_process
-from lDM_jax.models.autoencoder import Autoencoder
+from lDM_jax.models.autoencoder import Autoencoder, Identity
 from lDM_jax.models.conditioners import (
     ClassConditioner,
     Conditioner,
     TextConditioner,
 )
+from lDM_jax.models.discriminator import PatchDiscriminator
+from lDM_jax.models.lpips import LPIPS
 from lDM_jax.models.text import TextTransformer
 from lDM_jax.models.unet import UNet, check_extent
+from lDM_jax.perceptual import load_lpips
 from lDM_jax.tokenizers import BertTokenizer
 from lDM_jax.training import autoencoder as stage1
 from lDM_jax.training import checkpoint
 from lDM_jax.training import diffusion as stage2
+from lDM_jax.training.adversary import Adversary
 from lDM_jax.training.diffusion import Model
 from lDM_jax.training.optim import make_optimizer
 from lDM_jax.training.state import Stage
@@ -168,10 +172,14 @@ def transform(config: ConfigDict) -> Callable:
 def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     """Codec and parameters that config.first_stage.path names.
 
-    "random" builds the tiny untrained stage of the `:smoke` size. A scale of 0 takes
-    the stored one; a first stage without any gets 1, and `experiment` measures it.
+    "identity" is no first stage: the diffusion sees pixels. "random" builds the tiny
+    untrained stage of the `:smoke` size. A scale of 0 takes the stored one, a number or
+    one for every channel; a first stage without any gets 1, and `experiment` measures
+    it.
     """
     section = config.first_stage
+    if section.path == "identity":
+        return Codec(Identity(), section.scale or 1.0), {}
     if section.path == "random":
         network = random_network()
         image = jnp.zeros((1, 32, 32, 3))
@@ -186,8 +194,10 @@ def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     if stored.stage != "autoencoder":
         raise UserError(f"{section.path} is not a first stage (stage: {stored.stage})")
     network = autoencoder(stored.autoencoder)
-    scale = section.scale or stored.get("latent_scale", 0.0)
-    return Codec(network, float(scale) or 1.0), params
+    scale = section.scale or stored.get("latent_scale", 0.0) or 1.0
+    if isinstance(scale, list | tuple):
+        return Codec(network, tuple(float(number) for number in scale)), params
+    return Codec(network, float(scale)), params
 
 
 def abstract_codec(config: ConfigDict) -> Codec:
@@ -196,6 +206,8 @@ def abstract_codec(config: ConfigDict) -> Codec:
     Without a path, the architecture comes from config.first_stage.network.
     """
     section = config.first_stage
+    if section.path == "identity":
+        return Codec(Identity())
     if section.path == "random":
         return Codec(random_network())
     if section.path:
@@ -275,15 +287,33 @@ def experiment(config: ConfigDict) -> Experiment:
 def _autoencoder(config: ConfigDict) -> Experiment:
     network = autoencoder(config.autoencoder)
     check_pixels(config, network.factor)
+    loss, frozen = dict(config.loss), {}
+    path = loss.pop("lpips_weights")
+    if loss["perceptual_weight"]:
+        loss["perceptual"] = LPIPS()
+        frozen["lpips"] = load_lpips(path)
     stage = stage1.make_stage(
         network,
         optimizer(config),
         image_size_px=config.data.size_px,
+        adversary=adversary(config),
+        objective=construct(stage1.Objective, loss, "loss"),
         ema_decay=config.train.ema_decay,
-        **config.loss,
     )
     row = transform(config)
-    return _with_data(config, stage, {}, source(config, "train"), row)
+    return _with_data(config, stage, frozen, source(config, "train"), row)
+
+
+def adversary(config: ConfigDict) -> Adversary | None:
+    """The discriminator of config.discriminator; None where its factor is 0."""
+    section = dict(config.discriminator)
+    game = {key: section.pop(key) for key in ("start_steps", "weight", "factor")}
+    kind = section.pop("loss")
+    if not game["factor"]:
+        return None
+    network = construct(PatchDiscriminator, section, "discriminator")
+    network.check_size(config.data.size_px)
+    return Adversary(network, optimizer(config), **game, loss=kind)
 
 
 def _diffusion(config: ConfigDict) -> Experiment:
@@ -323,7 +353,7 @@ def _diffusion(config: ConfigDict) -> Experiment:
 
 def needs_scale(config: ConfigDict) -> bool:
     """True if neither the config nor the first stage knows the latent scale."""
-    if config.first_stage.scale:
+    if config.first_stage.scale or config.first_stage.path == "identity":
         return False
     if config.first_stage.path == "random":
         return True

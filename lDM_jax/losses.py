@@ -1,21 +1,25 @@
 """What the two stages minimise, as functions of arrays.
 
-Autoencoder: reconstruction + KL or codebook term. Diffusion: weighted squared or
-absolute error of the prediction. Weights and reductions follow the original
-(shared units: per-image sums where it sums, means where it takes means).
+Autoencoder: reconstruction (pixels and LPIPS), KL or codebook term, and the
+adversarial game with its adaptive weight. Diffusion: weighted squared or absolute error
+of the prediction. Weights and reductions follow the original: it sums over an image for
+KL stages and takes means for VQ stages, so their kl_weight and learning rates differ.
 """
 
+import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Float, Scalars, UserError, typecheck
 
 PIXEL_LOSSES = ("l1", "l2")
+ADVERSARIAL_LOSSES = ("hinge", "vanilla")
+MAX_ADAPTIVE_WEIGHT = 1e4
 
 
-def check_kind(kind: str) -> None:
-    """Raise UserError unless `pixel_error` knows this kind of loss."""
-    if kind not in PIXEL_LOSSES:
-        raise UserError(f"loss {kind!r} is unknown; valid: {', '.join(PIXEL_LOSSES)}")
+def check_kind(kind: str, valid: tuple[str, ...] = PIXEL_LOSSES) -> None:
+    """Raise UserError unless `kind` is one of the valid kinds of loss."""
+    if kind not in valid:
+        raise UserError(f"loss {kind!r} is unknown; valid: {', '.join(valid)}")
 
 
 def pixel_error(kind: str, x: Array, target: Array) -> Array:
@@ -26,37 +30,59 @@ def pixel_error(kind: str, x: Array, target: Array) -> Array:
 
 
 @typecheck
-def kl_autoencoder_loss(
+def reconstruction_loss(
     x_hat: Float[Array, "b H W c"],
     x: Float[Array, "b H W c"],
     *,
-    kl: Float[Array, " b"],
-    kl_weight: float,
+    reduction: str,
     pixel_loss: str = "l1",
+    perceptual: Float[Array, " b"] | None = None,
+    perceptual_weight: float = 1.0,
 ) -> tuple[Float[Array, ""], Scalars]:
-    """Sum over an image of |x_hat - x|, plus kl_weight KL; mean over the batch.
+    """|x_hat - x| + perceptual_weight LPIPS, the latter added to every pixel's value.
 
-    Rombach et al. 2022, eq. 25, without its adversarial and perceptual parts.
+    reduction "sum" sums over an image (KL stages), "mean" takes the mean (VQ stages);
+    the mean over the batch follows. Rombach et al. 2022, eq. 25.
     """
-    rec = pixel_error(pixel_loss, x_hat, x)
-    per_image = rec.sum(axis=(1, 2, 3)) + kl_weight * kl
-    scalars = {"rec": rec.mean(), "kl": kl.mean(), "psnr": psnr(x_hat, x).mean()}
-    return per_image.mean(), scalars
+    error = pixel_error(pixel_loss, x_hat, x).mean(axis=(1, 2, 3))
+    scalars = {"rec": error.mean(), "psnr": psnr(x_hat, x).mean()}
+    if perceptual is not None:
+        scalars["lpips"] = perceptual.mean()
+        error = error + perceptual_weight * perceptual
+    elements = x[0].size if reduction == "sum" else 1
+    return elements * error.mean(), scalars
 
 
 @typecheck
-def vq_autoencoder_loss(
-    x_hat: Float[Array, "b H W c"],
-    x: Float[Array, "b H W c"],
-    *,
-    codebook: Float[Array, ""],
-    codebook_weight: float = 1.0,
-    pixel_loss: str = "l1",
-) -> tuple[Float[Array, ""], Scalars]:
-    """Mean |x_hat - x| + codebook_weight * codebook term (Esser et al. 2021, eq. 4)."""
-    rec = pixel_error(pixel_loss, x_hat, x).mean()
-    scalars = {"rec": rec, "codebook": codebook, "psnr": psnr(x_hat, x).mean()}
-    return rec + codebook_weight * codebook, scalars
+def generator_loss(logits_fake: Float[Array, "b h w 1"]) -> Float[Array, ""]:
+    """-mean D(x_hat): what the decoder minimises of the game, for both kinds."""
+    return -logits_fake.mean()
+
+
+@typecheck
+def discriminator_loss(
+    logits_real: Float[Array, "b h w 1"],
+    logits_fake: Float[Array, "b h w 1"],
+    kind: str = "hinge",
+) -> Float[Array, ""]:
+    """hinge: (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_hat))) / 2;
+    vanilla: (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2.
+    """
+    check_kind(kind, ADVERSARIAL_LOSSES)
+    bend = jax.nn.softplus if kind == "vanilla" else lambda v: jax.nn.relu(1 + v)
+    return 0.5 * (bend(-logits_real).mean() + bend(logits_fake).mean())
+
+
+@typecheck
+def adaptive_weight(
+    reconstruction_grad: Float[Array, "..."], generator_grad: Float[Array, "..."]
+) -> Float[Array, ""]:
+    """|grad rec| / (|grad g| + 1e-4), at most 1e4: brings both players' pull together.
+
+    Both gradients are taken at the decoder's last kernel (Esser et al. 2021, eq. 7).
+    """
+    norms = [jnp.linalg.norm(g.ravel()) for g in (reconstruction_grad, generator_grad)]
+    return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, MAX_ADAPTIVE_WEIGHT)
 
 
 @typecheck

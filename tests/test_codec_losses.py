@@ -75,17 +75,23 @@ def test_kl_of_a_gaussian_against_numerical_integration():
     assert float(kl[0]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_kl_loss_sums_over_the_image_and_averages_over_the_batch():
+def test_reconstruction_sums_for_kl_and_averages_for_vq():
     x = jnp.zeros((2, 4, 4, 3))
     x_hat = x.at[0].add(0.5)
-    total, _ = losses.kl_autoencoder_loss(
-        x_hat, x, kl=jnp.array([10.0, 30.0]), kl_weight=0.1
-    )
-    assert float(total) == pytest.approx(0.5 * 48 / 2 + 0.1 * 20)
-    total, _ = losses.kl_autoencoder_loss(
-        x_hat, x, kl=jnp.zeros(2), kl_weight=0.1, pixel_loss="l2"
-    )
-    assert float(total) == pytest.approx(0.25 * 48 / 2)
+    for reduction, elements in (("sum", 48), ("mean", 1)):
+        total, _ = losses.reconstruction_loss(x_hat, x, reduction=reduction)
+        assert float(total) == pytest.approx(0.5 * elements / 2)
+        # LPIPS stands beside every pixel's error (broadcast in the original)
+        total, scalars = losses.reconstruction_loss(
+            x_hat,
+            x,
+            reduction=reduction,
+            pixel_loss="l2",
+            perceptual=jnp.array([10.0, 30.0]),
+            perceptual_weight=0.1,
+        )
+        assert float(total) == pytest.approx(elements * (0.25 / 2 + 0.1 * 20))
+        assert float(scalars["lpips"]) == 20
 
 
 def test_psnr_of_a_constant_error():
@@ -97,9 +103,7 @@ def test_psnr_of_a_constant_error():
 def test_diffusion_loss_weights_rows():
     zero = jnp.zeros((2, 2, 2, 1))
     prediction = zero.at[0].set(1.0).at[1].set(3.0)
-    total, error = losses.diffusion_loss(
-        prediction, zero, weight=jnp.array([2.0, 0.5])
-    )
+    total, error = losses.diffusion_loss(prediction, zero, weight=jnp.array([2.0, 0.5]))
     np.testing.assert_allclose(error, [1.0, 9.0])
     assert float(total) == pytest.approx((2 * 1 + 0.5 * 9) / 2)
 

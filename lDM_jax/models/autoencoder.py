@@ -26,6 +26,8 @@ from lDM_jax.models.layers import (
     conv3x3,
 )
 
+CODE_BLOCK = 1024  # codes compared at once
+
 
 class FirstStageAttention(nn.Module):
     """Single-head self-attention over positions: x + W_o softmax(q k^T / sqrt(c)) v."""
@@ -160,11 +162,16 @@ class DiagonalGaussian:
 
 
 class Quantized(NamedTuple):
-    """z f32 "b h w c" with straight-through gradient, codes i32 "b h w", loss f32."""
+    """What a quantiser returns.
+
+    z: f32 "b h w c" with straight-through gradient; codes: i32 "b h w"; loss: f32, the
+    codebook term; commitment: f32, its part that moves latents (at rate beta).
+    """
 
     z: Array
     codes: Array
     loss: Array
+    commitment: Array
 
 
 class VectorQuantizer(nn.Module):
@@ -198,20 +205,41 @@ class VectorQuantizer(nn.Module):
             loss = to_latents + self.beta * to_codes
         else:
             loss = to_codes + self.beta * to_latents
-        return Quantized(z + jax.lax.stop_gradient(z_q - z), codes, loss)
+        z_straight = z + jax.lax.stop_gradient(z_q - z)
+        return Quantized(z_straight, codes, loss, self.beta * to_latents)
 
     @typecheck
     def codes(self, z: Float[Array, "b h w c"]) -> Int[Array, "b h w"]:
-        """argmin_k ||z - e_k||^2, a row of positions at a time (bounded memory)."""
-        b, h, w, c = z.shape
-        norms = (self.codebook**2).sum(axis=-1)
+        """argmin_k ||z - e_k||^2, a block of codes at a time (bounded memory).
 
-        def nearest(rows: Array) -> Array:
-            products = jnp.matmul(rows, self.codebook.T, precision="highest")
-            return jnp.argmin(norms[None, :] - 2.0 * products, axis=-1)
+        Blocks run over codes, not positions, so that positions may stay spread over
+        devices. Of equally near codes the first is taken.
+        """
+        block = min(CODE_BLOCK, self.num_codes)
+        spare = -self.num_codes % block
+        codebook, z = jax.lax.stop_gradient((self.codebook, z.astype(jnp.float32)))
+        norms = jnp.pad((codebook**2).sum(-1), (0, spare), constant_values=jnp.inf)
+        table = jnp.pad(codebook, ((0, spare), (0, 0)))
+        rows = z.reshape(-1, z.shape[-1])
 
-        rows = z.astype(jnp.float32).reshape(b * h, w, c)
-        return jax.lax.map(nearest, rows, batch_size=16).reshape(b, h, w)
+        def nearer(best, part):
+            first, norms, table = part
+            products = jnp.matmul(rows, table.T, precision="highest")
+            distance = norms[None, :] - 2.0 * products
+            least = distance.min(axis=-1)
+            code = first + distance.argmin(axis=-1).astype(jnp.int32)
+            better = least < best[0]
+            least = jnp.where(better, least, best[0])
+            return (least, jnp.where(better, code, best[1])), None
+
+        parts = (
+            jnp.arange(0, self.num_codes + spare, block, dtype=jnp.int32),
+            norms.reshape(-1, block),
+            table.reshape(-1, block, self.channels),
+        )
+        far = jnp.full(rows.shape[:1], jnp.inf), jnp.zeros(rows.shape[:1], jnp.int32)
+        (_, codes), _ = jax.lax.scan(nearer, far, parts)
+        return codes.reshape(z.shape[:-1])
 
     @typecheck
     def lookup(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w c"]:
@@ -296,3 +324,36 @@ class Autoencoder(nn.Module):
         if self.is_kl:
             return self.decode(DiagonalGaussian.from_moments(moments).mean, train)
         return self.decode(self.quantize(moments).z, train)
+
+
+class Identity(nn.Module):
+    """The first stage of a diffusion over pixels: latents are the image, f = 1."""
+
+    image_channels: int = 3
+
+    factor = 1
+    is_kl = False
+
+    @property
+    def latent_channels(self) -> int:
+        return self.image_channels
+
+    def moments(self, x: Array, train: bool = False) -> Array:
+        """The image itself, as `Autoencoder.moments` of a VQ stage."""
+        del train
+        return x
+
+    def decode(self, z: Array, train: bool = False) -> Array:
+        """The latents themselves."""
+        del train
+        return z
+
+    @typecheck
+    def quantize(self, z: Float[Array, "b h w c"]) -> Quantized:
+        """z unchanged: every value is its own code."""
+        none = jnp.zeros((), jnp.float32)
+        return Quantized(z, jnp.zeros(z.shape[:-1], jnp.int32), none, none)
+
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        del train
+        return x

@@ -1,11 +1,21 @@
 """Stage 1: the autoencoder's init, step, preview and evaluate, as a `Stage`.
 
-Reconstruction with the KL or the codebook term; parameters and their EMA in
-`TrainState`. Knows networks and losses, nothing of configs, data or checkpoints.
+    x_hat = decode(posterior sample, or quantised latents)
+    loss  = rec(x_hat, x) + w (-mean D(x_hat)) + KL or codebook term
+    w     = weight * adaptive_weight(d rec / d K, d (-mean D) / d K),  K: last kernel
+
+The discriminator (`training.adversary`) moves in the same step on the same x_hat; the
+original runs the autoencoder a second time for it, after the autoencoder's update.
+`frozen` holds the perceptual network's variables under "lpips". Source: Rombach et al.
+2022, appendix G; Esser et al. 2021, section 3.
 """
 
+import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +23,68 @@ import optax
 
 from lDM_jax import image, losses, rng
 from lDM_jax.arrays import Array, Batch, Scalars
-from lDM_jax.models.autoencoder import Autoencoder, DiagonalGaussian
+from lDM_jax.models.autoencoder import Autoencoder, DiagonalGaussian, Quantized
+from lDM_jax.training.adversary import Adversary, Player
+from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
+from lDM_jax.training.health import diagnose
 from lDM_jax.training.state import Stage, TrainState, ema_update
+
+log = logging.getLogger(__name__)
+
+
+@flax.struct.dataclass
+class AutoencoderState(TrainState):
+    """`TrainState`, the discriminator, and a codebook's averages; None where unused."""
+
+    discriminator: Player | None = None
+    codes: CodeAverages | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the autoencoder minimises besides the game.
+
+    perceptual: the LPIPS module or None. codebook_decay above 0 moves the codebook by
+    averages and not by gradients, restart_below above 0 restarts dead codes
+    (`training.codebook`).
+    """
+
+    pixel_loss: str = "l1"
+    kl_weight: float = 1e-6
+    codebook_weight: float = 1.0
+    codebook_decay: float = 0.0
+    restart_below: float = 0.0
+    perceptual: nn.Module | None = None
+    perceptual_weight: float = 1.0
+
+    def __post_init__(self):
+        losses.check_kind(self.pixel_loss)
+
+    def reconstruction(self, frozen: dict, x_hat: Array, x: Array, *, is_kl: bool):
+        """(loss, scalars): pixels and LPIPS, summed (KL) or averaged (VQ)."""
+        lpips = None
+        if self.perceptual is not None:
+            lpips = self.perceptual.apply(frozen["lpips"], x_hat, x)
+        return losses.reconstruction_loss(
+            x_hat,
+            x,
+            reduction="sum" if is_kl else "mean",
+            pixel_loss=self.pixel_loss,
+            perceptual=lpips,
+            perceptual_weight=self.perceptual_weight,
+        )
+
+    def latent_term(self, latent: DiagonalGaussian | Quantized) -> Array:
+        """kl_weight KL, or codebook_weight times the codebook term."""
+        if isinstance(latent, DiagonalGaussian):
+            return self.kl_weight * latent.kl().mean()
+        moved = latent.commitment if self.codebook_decay > 0 else latent.loss
+        return self.codebook_weight * moved
+
+    @property
+    def averages_codes(self) -> bool:
+        """Whether a VQ stage carries `CodeAverages`."""
+        return self.codebook_decay > 0 or self.restart_below > 0
 
 
 def make_stage(
@@ -22,107 +92,171 @@ def make_stage(
     optimizer: optax.GradientTransformation,
     *,
     image_size_px: int,
-    pixel_loss: str = "l1",
-    kl_weight: float = 1e-6,
-    codebook_weight: float = 1.0,
+    objective: Objective | None = None,
+    adversary: Adversary | None = None,
     ema_decay: float = 0.999,
 ) -> Stage:
-    """The autoencoder's stage. The loss is in `losses`; `frozen` is unused."""
-    losses.check_kind(pixel_loss)
-    forward = make_loss(
-        network,
-        pixel_loss=pixel_loss,
-        kl_weight=kl_weight,
-        codebook_weight=codebook_weight,
-    )
+    """The autoencoder's stage; without an adversary, the plain autoencoder."""
+    objective = objective or Objective()
+    averages_codes = not network.is_kl and objective.averages_codes
 
-    def init(key: Array) -> TrainState:
+    def init(key: Array) -> AutoencoderState:
         side = image_size_px
-        params = network.init(key, jnp.zeros((1, side, side, network.image_channels)))
-        return TrainState.create(params, optimizer)
+        x = jnp.zeros((1, side, side, network.image_channels))
+        plain = TrainState.create(network.init(key, x), optimizer)
+        player = codes = None
+        if adversary is not None:
+            player = adversary.init(rng.stream(key, "discriminator"), x)
+        if averages_codes:
+            codes = CodeAverages.start(codebook_of(plain.params))
+        return AutoencoderState(**vars(plain), discriminator=player, codes=codes)
 
-    def step(state: TrainState, frozen, batch: Batch, key: Array):
-        del frozen
-        grads, scalars = jax.grad(forward, has_aux=True)(
-            state.params, batch["image"], key
+    def step(state: AutoencoderState, frozen, batch: Batch, key: Array):
+        x, player, codes = batch["image"], state.discriminator, state.codes
+
+        # 1. forward, and the cotangent of x_hat from the reconstruction
+        def forward(params):
+            x_hat, latent, z = reconstruct(network, params, x, key)
+            return (x_hat, objective.latent_term(latent)), (latent, z)
+
+        (x_hat, term), pullback, (latent, z) = jax.vjp(
+            forward, state.params, has_aux=True
         )
+        (rec, scalars), x_hat_bar = jax.value_and_grad(
+            lambda x_hat: objective.reconstruction(
+                frozen, x_hat, x, is_kl=network.is_kl
+            ),
+            has_aux=True,
+        )(x_hat)
+        loss = rec + term
+
+        # 2. the game. Two pullbacks for one kernel are cheap: XLA drops the rest
+        if adversary is not None:
+            awake = state.step >= adversary.start_steps
+            player, game_bar, game = adversary.turn(player, x, x_hat, awake=awake)
+            kernels = [
+                last_kernel(pullback((bar, jnp.zeros_like(term)))[0])
+                for bar in (x_hat_bar, game_bar)
+            ]
+            scale = jnp.where(awake, adversary.weight * adversary.factor, 0.0)
+            weight = scale * losses.adaptive_weight(*kernels)
+            x_hat_bar = x_hat_bar + weight * game_bar
+            loss = loss + weight * game["gen"]
+            scalars |= {**game, "adv_weight": weight}
+
+        # 3. one backward pass for the sum
+        (grads,) = pullback((x_hat_bar, jnp.ones_like(term)))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        scalars["gnorm"] = optax.tree.norm(grads)
+
+        # 4. what gradients do not move: dead codes, averages
+        if averages_codes:
+            codes, codebook = update_codebook(
+                codes,
+                codebook_of(params),
+                z,
+                latent.codes,
+                rng.stream(key, "codes"),
+                decay=objective.codebook_decay or 0.99,
+                by_average=objective.codebook_decay > 0,
+                restart_below=objective.restart_below,
+            )
+            params = with_codebook(params, codebook)
         ema = ema_update(state.ema, params, ema_decay, state.step + 1)
-        return TrainState(state.step + 1, params, ema, opt_state), scalars
+        scalars |= latent_scalars(network, latent)
+        scalars |= {"loss": loss, "gnorm": optax.tree.norm(grads)}
+        state = AutoencoderState(state.step + 1, params, ema, opt_state, player, codes)
+        return state, scalars
 
-    reconstruct = jax.jit(network.apply)
+    infer = jax.jit(network.apply)
+    read = jax.jit(adversary.reading) if adversary else None
 
-    def preview(state: TrainState, frozen, batch: Batch, key: Array):
+    def preview(state: AutoencoderState, frozen, batch: Batch, key: Array):
         del frozen, key
         x = np.asarray(batch["image"][:8])
-        x_hat = reconstruct(state.ema, x)
+        x_hat = infer(state.ema, x)
         rows = np.concatenate([image.to_uint8(x), image.to_uint8(x_hat)])
         return {"reconstruction": image.grid(rows, columns=len(x))}
 
-    def evaluate(state: TrainState, frozen, batches: Iterable[Batch]):
+    def evaluate(state: AutoencoderState, frozen, batches: Iterable[Batch]):
         del frozen
-        return evaluate_reconstruction(reconstruct, state.ema, batches)
+        batches = list(batches)
+        figures = evaluate_reconstruction(infer, state.ema, batches)
+        x = jnp.asarray(batches[0]["image"][np.asarray(batches[0]["weight"]) > 0])
+        if not network.is_kl:
+            figures["code_usage"] = held_out_usage(network, state.ema, x)
+        if adversary is not None and int(state.step) >= adversary.start_steps:
+            reading = read(state.discriminator, x, infer(state.ema, x))
+            figures |= {name: float(value) for name, value in reading.items()}
+        for line in diagnose(figures):
+            log.warning("%s", line)
+        return figures
 
     return Stage(init=init, step=step, preview=preview, evaluate=evaluate)
 
 
-def make_loss(
-    network: Autoencoder, *, pixel_loss: str, kl_weight: float, codebook_weight: float
-) -> Callable:
-    """(params, x, key) -> (loss, scalars): KL samples the posterior, VQ quantises."""
+def reconstruct(network: Autoencoder, params, x: Array, key: Array):
+    """(x_hat, latent, z) as in training: a posterior sample, or quantised latents.
 
-    def loss(params, x: Array, key: Array) -> tuple[Array, Scalars]:
-        sample_key, dropout_key = rng.stream(key, "latent"), rng.stream(key, "dropout")
+    latent: `DiagonalGaussian` or `Quantized`; z: what the decoder was given, before
+    quantisation for VQ.
+    """
 
-        def run(net: Autoencoder, x: Array):
-            moments = net.moments(x, train=True)
-            if net.is_kl:
-                posterior = DiagonalGaussian.from_moments(moments)
-                z = posterior.sample(sample_key)
-                return net.decode(z, train=True), posterior.kl()
-            quantized = net.quantize(moments)
-            return net.decode(quantized.z, train=True), quantized
+    def run(net: Autoencoder, x: Array):
+        moments = net.moments(x, train=True)
+        if net.is_kl:
+            latent = DiagonalGaussian.from_moments(moments)
+            z = latent.sample(rng.stream(key, "latent"))
+            return net.decode(z, train=True), latent, z
+        latent = net.quantize(moments)
+        return net.decode(latent.z, train=True), latent, moments
 
-        x_hat, latent = network.apply(
-            params, x, method=run, rngs={"dropout": dropout_key}
-        )
-        if network.is_kl:
-            total, scalars = losses.kl_autoencoder_loss(
-                x_hat, x, kl=latent, kl_weight=kl_weight, pixel_loss=pixel_loss
-            )
-        else:
-            total, scalars = losses.vq_autoencoder_loss(
-                x_hat,
-                x,
-                codebook=latent.loss,
-                codebook_weight=codebook_weight,
-                pixel_loss=pixel_loss,
-            )
-            scalars |= code_usage(latent.codes, network.num_codes)
-        return total, {"loss": total, **scalars}
-
-    return loss
+    dropout = {"dropout": rng.stream(key, "dropout")}
+    return network.apply(params, x, method=run, rngs=dropout)
 
 
-def code_usage(codes: Array, num_codes: int) -> Scalars:
-    """Perplexity exp(H) of the codes in a batch, and the share of codes used."""
-    counts = jnp.zeros(num_codes).at[codes.reshape(-1)].add(1.0)
-    p = counts / counts.sum()
-    entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-20)))
-    return {"perplexity": jnp.exp(entropy), "code_usage": (counts > 0).mean()}
+def last_kernel(params: dict) -> Array:
+    """The kernel of the decoder's last convolution, in a tree like the parameters."""
+    return params["params"]["decoder"]["conv_out"]["kernel"]
+
+
+def codebook_of(params: dict) -> Array:
+    """The codebook "k c" of a VQ stage's parameters."""
+    return params["params"]["quantizer"]["codebook"]
+
+
+def with_codebook(params: dict, codebook: Array) -> dict:
+    """The same parameters with another codebook."""
+    inner = {**params["params"], "quantizer": {"codebook": codebook}}
+    return {**params, "params": inner}
+
+
+def latent_scalars(network: Autoencoder, latent) -> Scalars:
+    """KL in nats an image; or the codebook term, perplexity and usage of a batch."""
+    if network.is_kl:
+        return {"kl": latent.kl().mean()}
+    perplexity, usage = code_usage(latent.codes, network.num_codes)
+    return {"codebook": latent.loss, "perplexity": perplexity, "code_usage": usage}
+
+
+def held_out_usage(network: Autoencoder, params, x: Array) -> float:
+    """Codes that x uses, as a share of those it could: min(codes, positions)."""
+    latent = network.apply(
+        params, x, method=lambda net, x: net.quantize(net.moments(x))
+    )
+    used = len(np.unique(np.asarray(latent.codes)))
+    return used / min(network.num_codes, latent.codes.size)
 
 
 def evaluate_reconstruction(
-    reconstruct: Callable, params, batches: Iterable[Batch]
+    infer: Callable, params, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Mean PSNR (dB) and L1 over `batches`, rows weighted by batch["weight"]."""
     total = {"psnr": 0.0, "l1": 0.0}
     count = 0.0
     for batch in batches:
         x, weight = jnp.asarray(batch["image"]), np.asarray(batch["weight"])
-        x_hat = reconstruct(params, x)
+        x_hat = infer(params, x)
         l1 = jnp.abs(jnp.clip(x_hat, -1, 1) - x).mean(axis=(1, 2, 3))
         total["psnr"] += float(weight @ np.asarray(losses.psnr(x_hat, x)))
         total["l1"] += float(weight @ np.asarray(l1))

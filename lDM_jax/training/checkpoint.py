@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,18 @@ def not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in Path(record.pathname).parts
 
 
-def without_leftovers(report: Callable) -> Callable:
-    """`sys.unraisablehook` without what the rest of a failed read or write still says.
+def quiet_orbax() -> None:
+    """Silence what orbax says and leaves behind; programs call it once at their start.
 
-    After the first array that fails orbax closes its event loop and raises. What works
-    on the other arrays is dropped, and Python would print a traceback for each of them.
+    Its failures arrive as one UserError. After the first array that fails orbax closes
+    its event loop and raises; what works on the other arrays is dropped, and Python
+    would print a warning or a traceback for each of them. A process-wide setting, so
+    importing this file does not make it.
     """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(not_from_orbax)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    report = sys.unraisablehook
 
     def hook(unraisable) -> None:
         code = getattr(unraisable.object, "cr_code", None)  # a coroutine's
@@ -52,12 +58,7 @@ def without_leftovers(report: Callable) -> Callable:
         if not ours and str(unraisable.exc_value) != "Event loop is closed":
             report(unraisable)
 
-    return hook
-
-
-for name in ("absl", "asyncio"):
-    logging.getLogger(name).addFilter(not_from_orbax)
-sys.unraisablehook = without_leftovers(sys.unraisablehook)
+    sys.unraisablehook = hook
 
 
 class Checkpoints:

@@ -43,7 +43,9 @@ def read_shapes(path: Path, prefix: str = "") -> Shapes:
         name, sides, _ = line.split("\t")
         if name.startswith(prefix):
             sides = sides.replace("x", ",").split(",")
-            shapes[name.removeprefix(prefix)] = tuple(int(side) for side in sides)
+            shapes[name.removeprefix(prefix)] = tuple(
+                int(side) for side in sides if side
+            )
     return shapes
 
 
