@@ -5,12 +5,14 @@ image                   pixels, image files
 models/                 networks: layers, unet, autoencoder, text, conditioners
 diffusion               the noise process: alpha_t, sigma_t, targets, time grids
 guidance, samplers      Denoiser -> Denoiser; noise -> latents
-codec, losses           pixels <-> latents; what the two stages minimise
+codec, tiling, losses   pixels <-> latents, also in tiles; what the stages minimise
 tasks, data/            conditioning by task; sources, transforms, grain pipeline
 training/               state, optimiser, sharding, checkpoints, both stages, the loop
 metrics/                figures of merit
+downloads, perceptual   files fetched on first use; the weights of LPIPS
 build                   config -> objects
-convert                 weights from and to other programs
+torch_pickle, torch_file, architectures, names, convert
+                        weights from and to other programs
 pipeline                sampling, for people and programs
 tools/                  python -m lDM_jax.tools.<name>
 """

@@ -66,7 +66,7 @@ def read_config(path: Path) -> dict:
     except OSError as error:
         reason = error.strerror
         raise UserError(f"{path} holds no readable {CONFIG}: {reason}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # neither JSON nor text
         raise UserError(f"{path / CONFIG} is not valid JSON: {error}") from None
 
 
@@ -78,11 +78,21 @@ def save(path: Path, config: dict, params: dict, *, half: bool = False) -> None:
         "/".join(names): np.asarray(jax.device_get(leaf), dtype)
         for names, leaf in flatten_dict(params).items()
     }
-    partial = path / f".{WEIGHTS}.partial"
+    write_tensors(path / WEIGHTS, flat)
+    (path / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+
+def write_tensors(
+    file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """One safetensors file, whole or not at all, readable for all."""
+    partial = file.with_name(f".{file.name}.partial")
+    # safetensors writes memory as it lies, whatever the strides
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     try:
-        save_file(flat, partial)
-        os.replace(partial, path / WEIGHTS)
-        (path / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        save_file(tensors, partial, metadata=metadata)
+        partial.chmod(0o644)
+        os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lDM_jax import convert
+from lDM_jax import names as tables
 from lDM_jax.arrays import Cond, UserError
 from lDM_jax.models import layers
 from lDM_jax.models.autoencoder import (
@@ -70,8 +71,8 @@ PUBLISHED = {
 def published_names(model: str) -> tuple[convert.Names, ...]:
     """The maps of a published UNet, first stage and text transformer."""
     unet, first_stage, text = PUBLISHED[model]
-    text = {} if text is None else convert.text_names(text)
-    return convert.unet_names(unet), convert.autoencoder_names(first_stage), text
+    text = {} if text is None else tables.text_names(text)
+    return tables.unet_names(unet), tables.autoencoder_names(first_stage), text
 
 
 def millions(names: convert.Names, *, unused: bool = False) -> float:

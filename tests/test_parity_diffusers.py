@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from lDM_jax import convert
+from lDM_jax import names as tables
 from lDM_jax.arrays import Cond
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.text import TextTransformer
@@ -41,10 +42,10 @@ NETWORKS = {
 
 def names_of(network: str) -> convert.Names:
     if network == "bert":
-        return convert.diffusers_text_names(NETWORKS[network])
+        return tables.diffusers_text_names(NETWORKS[network])
     if network.startswith("unet"):
-        return convert.diffusers_unet_names(NETWORKS[network])
-    return convert.diffusers_autoencoder_names(NETWORKS[network])
+        return tables.diffusers_unet_names(NETWORKS[network])
+    return tables.diffusers_autoencoder_names(NETWORKS[network])
 
 
 def answer(network: str, shapes: rule.Shapes, salt: str) -> dict:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lDM_jax import convert, guidance, samplers
+from lDM_jax import names as tables
 from lDM_jax.arrays import Cond, UserError
 from lDM_jax.codec import Codec
 from lDM_jax.diffusion import Process
@@ -71,7 +72,7 @@ def weights(folder: str, prefix: str, names, draw=rule.weight) -> dict:
 @functools.cache
 def unet_names(folder: str) -> convert.Names:
     # The super-resolution network sees the low-resolution image beside z_t.
-    return convert.unet_names(UNETS[folder], 6 if folder == "ldm_sr" else None)
+    return tables.unet_names(UNETS[folder], 6 if folder == "ldm_sr" else None)
 
 
 def unet_weights(folder: str, draw=rule.weight) -> dict:
@@ -115,7 +116,7 @@ def assert_close_in_scale(ours, theirs):
 @pytest.mark.parametrize("folder", ["fs_kl-f8", "fs_vq-f4", "fs_vq-f16"])
 def test_autoencoder(folder):
     network, io = AUTOENCODERS[folder], arrays(folder)
-    variables = weights(folder, "", convert.autoencoder_names(network))
+    variables = weights(folder, "", tables.autoencoder_names(network))
 
     def run(network: Autoencoder, image):
         moments = network.moments(image)
@@ -160,7 +161,7 @@ def test_head_conventions_are_told_apart():
 @pytest.fixture(scope="module")
 def transformer():
     network = TextTransformer(64, 2)
-    names = convert.text_names(network)
+    names = tables.text_names(network)
     variables = weights("ldm_txt2img", "cond_stage_model.", names)
     return rule.fast_jit(network.apply), variables
 
@@ -193,7 +194,7 @@ def test_quantizer_loss_and_gradients(legacy):
 
 def decode(folder: str, z, scale: float = 1.0):
     network = AUTOENCODERS[folder]
-    names = convert.autoencoder_names(network)
+    names = tables.autoencoder_names(network)
     variables = weights(folder, "first_stage_model.", names)
     return rule.fast_jit(Codec(network, scale).decode)(variables, z)
 
@@ -241,7 +242,7 @@ def test_round_trip_is_exact():
     """from_original, then to_original: every array is back, bit for bit."""
     network = AUTOENCODERS["fs_vq-f4"]
     shapes = rule.read_shapes(ORIGINAL / "fs_vq-f4" / "keys.tsv.gz")
-    state_dict, names = rule.draw(shapes), convert.autoencoder_names(network)
+    state_dict, names = rule.draw(shapes), tables.autoencoder_names(network)
     back = convert.to_original(convert.from_original(state_dict, names), names)
     assert back.keys() == state_dict.keys()
     for name, array in state_dict.items():
@@ -250,7 +251,7 @@ def test_round_trip_is_exact():
 
 def test_misfit_names_all_three_lists():
     network = AUTOENCODERS["fs_vq-f4"]
-    names = convert.autoencoder_names(network)
+    names = tables.autoencoder_names(network)
     state_dict = rule.draw({name: entry.shape for name, entry in names.items()})
     variables = convert.from_original(state_dict, names)
     del state_dict["encoder.conv_in.bias"]
@@ -277,7 +278,7 @@ def test_misfit_names_all_three_lists():
 
 def test_unused_entries_may_be_absent_but_not_misshapen():
     network = TextTransformer(8, 1, vocab_size=12, max_length=4)
-    names = convert.text_names(network)
+    names = tables.text_names(network)
     state_dict = rule.draw({name: entry.shape for name, entry in names.items()})
     assert "transformer.to_logits.weight" in state_dict
     whole = convert.from_original(state_dict, names)
