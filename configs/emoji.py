@@ -40,17 +40,23 @@ def get_config(arg: str = ""):
     config.process.update(dict(prediction="v"))
     config.loss.update(dict(drop_rate=0.1))
     config.optimizer.update(
-        dict(learning_rate=1e-3, warmup_steps=100, clip_norm=1.0, b2=0.99)
+        dict(
+            learning_rate=6e-4,
+            schedule="cosine",
+            warmup_steps=100,
+            clip_norm=1.0,
+            b2=0.99,
+        )
     )
     config.train.update(
         dict(
             batch_size=32,
-            num_steps=2500,
+            num_steps=2400,
             ema_decay=0.998,
             log_every_steps=20,
-            preview_every_steps=1250,
-            eval_every_steps=1250,
-            checkpoint_every_steps=500,
+            preview_every_steps=1200,
+            eval_every_steps=1200,
+            checkpoint_every_steps=400,
         )
     )
     config.sample.update(dict(steps=50, guidance=3.0))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import build, image, rng, samplers, tasks, weights
+from lDM_jax import build, image, rng, samplers, tasks, tiling, weights
 from lDM_jax.arrays import Array, Cond, UserError
 from lDM_jax.guidance import classifier_free
 from lDM_jax.training.diffusion import Model
@@ -189,13 +189,25 @@ class Pipeline:
         x = image.to_float(x) if np.asarray(x).dtype == np.uint8 else x
         return self._moments(self.frozen, jnp.asarray(x))
 
-    def encode(self, x: np.ndarray) -> Array:
-        """Pixels -> scaled latents z0 (the posterior's mean)."""
-        return self.model.codec.mode(self.codec_moments(x))
+    def encode(self, x: np.ndarray, *, tile_px: int = 0, exact: bool = False) -> Array:
+        """Pixels -> scaled latents z0 (the posterior's mean).
 
-    def decode(self, z0: Array) -> Array:
-        """Scaled latents -> f32 pixels, about [-1, 1]."""
-        return self._decode(self.frozen, z0)
+        With tile_px, in tiles (`lDM_jax.tiling`), for pictures larger than memory.
+        """
+        codec = self.model.codec
+        if not tile_px:
+            return codec.mode(self.codec_moments(x))
+        x = image.to_float(x) if np.asarray(x).dtype == np.uint8 else np.asarray(x)
+        options = dict(tile_px=tile_px, exact=exact)
+        return codec.mode(tiling.encode_tiled(codec, self.frozen, x, **options))
+
+    def decode(self, z0: Array, *, tile_px: int = 0, exact: bool = False) -> Array:
+        """Scaled latents -> f32 pixels, about [-1, 1]; tile_px as in `encode`."""
+        if not tile_px:
+            return self._decode(self.frozen, z0)
+        options = dict(tile_px=tile_px, exact=exact)
+        z0 = jax.device_get(z0)
+        return tiling.decode_tiled(self.model.codec, self.frozen, z0, **options)
 
     def denoise(self, z_t: Array, t: Array, cond: Cond) -> Array:
         """One network evaluation with the EMA weights."""

@@ -78,7 +78,14 @@ def test_encode_then_decode_is_the_autoencoder(pipe):
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     codec = pipe.model.codec
     expected = codec.autoencoder.apply(pipe.frozen, x / np.float32(127.5) - 1)
-    np.testing.assert_allclose(pipe.decode(pipe.encode(x)), expected, atol=1e-4)
+    z0 = pipe.encode(x)
+    np.testing.assert_allclose(pipe.decode(z0), expected, atol=1e-4)
+    # a picture smaller than a tile is one tile
+    tiled = pipe.encode(x, tile_px=64)
+    np.testing.assert_allclose(tiled, z0, atol=1e-4)
+    np.testing.assert_allclose(pipe.decode(z0, tile_px=64), expected, atol=1e-4)
+    with pytest.raises(UserError, match="factor 4"):
+        pipe.decode(z0, tile_px=30)
 
 
 @pytest.mark.parametrize(

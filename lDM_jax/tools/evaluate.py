@@ -1,7 +1,7 @@
 """Measure a trained model: python -m lDM_jax.tools.evaluate prompts | recon.
 
     prompts --model emoji     do samples show what their captions say? (recognition)
-    recon --model emoji_kl_f8 PSNR of a first stage on held-out pictures
+    recon --model emoji_kl_f8 PSNR, SSIM, LPIPS of a first stage on held-out pictures
 
 Each prints one JSON line; pictures go to --out where given.
 """
@@ -21,8 +21,10 @@ from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
 from lDM_jax.data.transforms import Composite
 from lDM_jax.metrics.recognition import recognise
+from lDM_jax.metrics.reconstruction import reconstruction_metrics, summarise
+from lDM_jax.perceptual import make_distance
 from lDM_jax.pipeline import Pipeline
-from lDM_jax.training.autoencoder import evaluate_reconstruction
+from lDM_jax.training.checkpoint import quiet_orbax
 
 DRAWS = ("captions", "subgroups")
 
@@ -90,24 +92,30 @@ def prompts(args: argparse.Namespace) -> dict:
 
 
 def recon(args: argparse.Namespace) -> dict:
-    """Mean PSNR and L1 of posterior-mean reconstructions over one split."""
+    """PSNR, SSIM and LPIPS of posterior-mean reconstructions over one split."""
     config, params = build.load_trained(args.model)
     if config.stage != "autoencoder":
         raise UserError(f"{args.model} is no first stage (stage: {config.stage})")
     network = build.autoencoder(config.autoencoder)
     source = build.source(config, args.split)
-    batches = list(
-        data_pipeline.batches_once(source, build.transform(config), batch_size=16)
-    )
-    reconstruct = jax.jit(network.apply)
-    figures = evaluate_reconstruction(reconstruct, params, batches)
+    infer, rows, sheet = jax.jit(network.apply), [], None
+    lpips = None if args.lpips is None else make_distance(args.lpips)
+    for batch in data_pipeline.batches_once(
+        source, build.transform(config), batch_size=16
+    ):
+        real = batch["weight"] > 0
+        x_hat = image.to_uint8(infer(params, batch["image"])[real])
+        x = image.to_uint8(batch["image"][real])
+        rows.append(reconstruction_metrics(x_hat, x, lpips=lpips))
+        if sheet is None:
+            sheet = image.grid(np.concatenate([x, x_hat]), columns=len(x))
     if args.out:
         out = Path(args.out)
         out.mkdir(parents=True, exist_ok=True)
-        x = batches[0]["image"]
-        rows = np.concatenate([x, np.asarray(reconstruct(params, x))])
-        sheet = image.grid(image.to_uint8(rows), columns=len(x))
         image.write_png(out / "reconstruction.png", sheet)
+    figures = {}
+    for name, summary in summarise(rows).items():
+        figures |= {name: round(summary.mean, 4), f"{name}_std": round(summary.std, 4)}
     return {
         "metric": "reconstruction",
         "model": args.model,
@@ -115,7 +123,7 @@ def recon(args: argparse.Namespace) -> dict:
         "images": len(source),
         "size_px": config.data.size_px,
         "factor": network.factor,
-        **{name: round(value, 4) for name, value in figures.items()},
+        **figures,
     }
 
 
@@ -140,12 +148,20 @@ def parser() -> argparse.ArgumentParser:
     two.set_defaults(run=recon)
     two.add_argument("--model", required=True, help="shipped name or directory")
     two.add_argument("--split", choices=sources.SPLITS, default="validation")
+    two.add_argument(
+        "--lpips",
+        nargs="?",
+        const="",
+        metavar="VGG16",
+        help="also LPIPS; weights from this file, else the cache or a download",
+    )
     two.add_argument("--out", help="directory for a picture sheet")
     return main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    quiet_orbax()
     try:
         result = args.run(args)
     except (UserError, OSError) as error:
