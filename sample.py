@@ -107,7 +107,9 @@ def draw(model: str, wanted: list) -> None:
 
     from lDM_jax import image
     from lDM_jax.pipeline import Pipeline
+    from lDM_jax.training.checkpoint import quiet_orbax
 
+    quiet_orbax()
     out = output_directory()
     pipe = Pipeline.load(model)
     wanted = [pipe.resolved(request) for request in wanted]

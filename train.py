@@ -10,7 +10,6 @@ built. A config file is Python and runs when it is read. User errors exit with c
 import logging
 import os
 import sys
-import warnings
 
 from absl import flags
 from ml_collections import config_flags
@@ -49,14 +48,13 @@ def main(argv: list[str]) -> int:
     from lDM_jax.arrays import UserError
     from lDM_jax.summary import summary
     from lDM_jax.training import loop
+    from lDM_jax.training.checkpoint import quiet_orbax
     from lDM_jax.training.sharding import make_mesh
 
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
     )
-    # What orbax has to say of a failed write arrives as one UserError; what it then
-    # leaves behind complains when it is collected.
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    quiet_orbax()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         if FLAGS.dry_run:

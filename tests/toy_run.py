@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from types import SimpleNamespace
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 
 from lDM_jax.arrays import UserError
 from lDM_jax.training import loop
+from lDM_jax.training.checkpoint import quiet_orbax
 from lDM_jax.training.optim import make_optimizer
 from lDM_jax.training.sharding import make_mesh
 from lDM_jax.training.state import Stage, TrainState, ema_update
@@ -106,7 +106,7 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
 def main(argv: list[str]) -> int:
     changes = dict(part.split("=") for part in argv[2:])
     settings = config(**{name: json.loads(value) for name, value in changes.items()})
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    quiet_orbax()
     form = dict(format="%(message)s", stream=sys.stdout, force=True)
     logging.basicConfig(level=logging.INFO, **form)
     logging.getLogger("absl").setLevel(logging.ERROR)
