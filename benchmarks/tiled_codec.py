@@ -144,7 +144,7 @@ def main() -> None:
             command += ["--mode", mode, "--out", f"{folder}/{mode}.npz"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise SystemExit(f"{mode} failed:\n{done.stderr}")
+                raise SystemExit(f"{mode} ended with {done.returncode}:\n{done.stderr}")
             report[mode] = json.loads(done.stdout)
         factor = 8 if args.trained else 4
         for mode in ("exact", "fast"):

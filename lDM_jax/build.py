@@ -287,6 +287,7 @@ def experiment(config: ConfigDict) -> Experiment:
 def _autoencoder(config: ConfigDict) -> Experiment:
     network = autoencoder(config.autoencoder)
     check_pixels(config, network.factor)
+    data = source(config, "train")  # before anything is downloaded
     loss, frozen = dict(config.loss), {}
     path = loss.pop("lpips_weights")
     if loss["perceptual_weight"]:
@@ -300,8 +301,7 @@ def _autoencoder(config: ConfigDict) -> Experiment:
         objective=construct(stage1.Objective, loss, "loss"),
         ema_decay=config.train.ema_decay,
     )
-    row = transform(config)
-    return _with_data(config, stage, frozen, source(config, "train"), row)
+    return _with_data(config, stage, frozen, data, transform(config))
 
 
 def adversary(config: ConfigDict) -> Adversary | None:

@@ -56,7 +56,18 @@ def autoencoder_shapes(config: ConfigDict) -> tuple[dict, list[str]]:
     moments = jax.eval_shape(
         lambda params, x: network.apply(params, x, method="moments"), shapes, x
     )
-    return shapes, [f"image {x.shape} -> moments {moments.shape}, f = {network.factor}"]
+    lines = [f"image {x.shape} -> moments {moments.shape}, f = {network.factor}"]
+    adversary = build.adversary(config)
+    if adversary is not None:
+        player = jax.eval_shape(adversary.network.init, key, x)["params"]
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(player))
+        lines.append(
+            f"discriminator: {count / 1e6:.3f}M parameters beside these, awake from "
+            f"step {adversary.start_steps}"
+        )
+    if config.loss.perceptual_weight:
+        lines.append("LPIPS (VGG16, 14.715M parameters) in the loss, frozen")
+    return shapes, lines
 
 
 def diffusion_shapes(config: ConfigDict) -> tuple[dict, list[str]]:

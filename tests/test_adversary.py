@@ -255,3 +255,23 @@ def test_each_collapse_gets_its_line_and_health_none():
     assert "no difference" in diagnose({**well, "logit_fake": 0.499})[0]
     won = dict(disc_acc=0.999, logit_real=9.0, logit_fake=-9.0)
     assert "wins everywhere" in diagnose({**well, **won})[0]
+
+
+def test_bf16_compute_keeps_parameters_losses_and_logits_in_f32():
+    """By tracing alone: inner arrays are bf16, what leaves the networks is f32."""
+    half = jnp.bfloat16
+    disc = PatchDiscriminator(width=8, num_layers=1, dtype=half)
+    stage = stage1.make_stage(
+        Autoencoder(**SMALL, dtype=half),
+        optax.adam(1e-3),
+        image_size_px=16,
+        adversary=Adversary(disc, optax.adam(1e-3)),
+    )
+    state = jax.eval_shape(stage.init, jax.random.key(0))
+    batch = {"image": jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)}
+    after, scalars = jax.eval_shape(stage.step, state, {}, batch, jax.random.key(0))
+    leaves = jax.tree.leaves((after, scalars))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    text = jax.jit(stage.step).lower(state, {}, batch, jax.random.key(0)).as_text()
+    convolutions = [line for line in text.splitlines() if "convolution" in line]
+    assert convolutions and all("bf16" in line for line in convolutions)

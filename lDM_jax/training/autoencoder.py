@@ -13,6 +13,7 @@ original runs the autoencoder a second time for it, after the autoencoder's upda
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import flax.linen as nn
 import flax.struct
@@ -180,9 +181,10 @@ def make_stage(
 
     def evaluate(state: AutoencoderState, frozen, batches: Iterable[Batch]):
         del frozen
-        batches = list(batches)
-        figures = evaluate_reconstruction(infer, state.ema, batches)
-        x = jnp.asarray(batches[0]["image"][np.asarray(batches[0]["weight"]) > 0])
+        batches = iter(batches)
+        first = next(batches)  # usage and logits are read off one batch
+        x = jnp.asarray(first["image"][np.asarray(first["weight"]) > 0])
+        figures = evaluate_reconstruction(infer, state.ema, chain([first], batches))
         if not network.is_kl:
             figures["code_usage"] = held_out_usage(network, state.ema, x)
         if adversary is not None and int(state.step) >= adversary.start_steps:
