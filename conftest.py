@@ -17,3 +17,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest  # noqa: E402
+
+from lDM_jax.training.checkpoint import quiet_orbax  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_start_like_this():
+    """As train.py does; what a failed read leaves may be collected in a later test."""
+    quiet_orbax()
