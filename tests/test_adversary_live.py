@@ -182,8 +182,8 @@ def keep_gradient(kind):
     [
         ("kl", "hinge", False),
         ("kl", "hinge", True),
-        ("kl", "vanilla", True),
-        ("vq", "hinge", False),
+        pytest.param("kl", "vanilla", True, marks=pytest.mark.slow),
+        pytest.param("vq", "hinge", False, marks=pytest.mark.slow),
         ("vq", "hinge", True),
     ],
 )

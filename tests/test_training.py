@@ -33,11 +33,12 @@ def experiment(name, arg="smoke", **changes):
         ("emoji_autoencoder", "smoke", "reconstruction"),
         ("emoji_autoencoder", "vq,smoke", "reconstruction"),
         ("emoji", "smoke", "samples"),
-        ("celebahq_ldm4", "smoke", "samples"),
+        pytest.param("celebahq_ldm4", "smoke", "samples", marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
-    made = experiment(name, arg, optimizer__learning_rate=3e-3)
+    rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
+    made = experiment(name, arg, **rate)
     stage, frozen = made.stage, made.frozen
     state = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.step)
