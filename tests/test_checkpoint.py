@@ -197,7 +197,9 @@ LIMITED = """
 import logging, resource, sys
 from tests import toy_run
 from lDM_jax.training import sharding, loop
+from lDM_jax.training.checkpoint import quiet_orbax
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+quiet_orbax()
 experiment = toy_run.experiment(toy_run.config(log_every_steps=1, num_steps=60))
 rows = experiment.iterator
 fetch = type(rows).__next__
