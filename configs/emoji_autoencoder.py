@@ -6,7 +6,7 @@ The argument `:vq` trains a VQ stage of the same size instead (small: `:vq,smoke
 
 The discriminator wakes at half of the steps; `--config.discriminator.factor=0` trains
 without it. So were the shipped weights: 2,000 steps of this schedule, then 700 with a
-fresh Adam and a cosine from 5e-4 to 0 give 25.57 dB on the 177 held-out emoji
+fresh Adam and a cosine from 5e-4 to 0 give 25.56 dB on the 177 held-out emoji
 (measured; `python -m lDM_jax.tools.evaluate recon --model emoji_kl_f8`).
 """
 
