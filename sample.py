@@ -2,15 +2,21 @@
 
     python sample.py --model=emoji --prompt="red heart" --seeds=0-15 --out=samples
 
-What:  --model --prompt (may be repeated) --negative --label --seeds --request
-How:   --steps --guidance --eta --sampler
+What:  --model --prompt (may be repeated) --negative --label --layout --segmentation
+       --image --mask --strength --seeds --size --request
+How:   --steps --guidance --eta --sampler --spacing
 Where: --out
+
+An image is enlarged by a super-resolution model, completed under --mask by an
+inpainting model, and changed by any other model: as a whole by --strength, or only
+under --mask.
 
 Every PNG holds the request that made it, `--request=FILE.png` makes it again. A grid of
 all pictures lies beside them. User errors exit with code 2.
 """
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -23,12 +29,29 @@ flags.DEFINE_string("model", None, "Shipped name, work directory or weights dire
 flags.DEFINE_multi_string("prompt", None, "What to draw; repeat for several.")
 flags.DEFINE_string("negative", "", "What to steer away from.")
 flags.DEFINE_integer("label", None, "Class index, for class-conditional models.")
+flags.DEFINE_string("layout", None, "JSON: [[label, [left, top, width, height]], ...]")
+flags.DEFINE_string(
+    "segmentation", None, "Label map: a grey PNG whose values are labels."
+)
+flags.DEFINE_string("image", None, "Picture to enlarge, complete or change.")
+flags.DEFINE_string(
+    "mask", None, "Picture that is not black where there is to be painted."
+)
+flags.DEFINE_float(
+    "strength", 1.0, "How much of the image may change: above 0, up to 1."
+)
+flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own if unset.")
 flags.DEFINE_string("seeds", "0-3", "Seeds: 7, or 0-15, or 1,5,9-12.")
-flags.DEFINE_string("request", None, "A PNG made by this program: make it again.")
+flags.DEFINE_string(
+    "request", None, "A PNG made by this program, or JSON of a request."
+)
 flags.DEFINE_integer("steps", None, "Sampling steps; the model's default if unset.")
 flags.DEFINE_float("guidance", None, "Guidance scale; 1 switches guidance off.")
 flags.DEFINE_float("eta", 0.0, "DDIM noise: 0 deterministic, 1 ancestral.")
 flags.DEFINE_string("sampler", None, "Sampler name, e.g. ddim.")
+flags.DEFINE_string(
+    "spacing", None, "Times of the steps, e.g. leading, trailing, karras."
+)
 flags.DEFINE_string("out", "samples", "Directory for the pictures.")
 
 MAX_SEEDS = 100_000
@@ -50,6 +73,69 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "384x1024" -> (384, 1024). Raises ValueError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ValueError(f"--size={text}: give HEIGHTxWIDTH, as in 256x256")
+    return int(match[1]), int(match[2])
+
+
+def parse_layout(text: str | None) -> list | None:
+    """JSON -> [(label, (left, top, width, height)), ...]. Raises ValueError."""
+    if text is None:
+        return None
+    try:
+        return [
+            (int(label), tuple(float(side) for side in box))
+            for label, box in json.loads(text)
+        ]
+    except (ValueError, TypeError):
+        raise ValueError(
+            "--layout is JSON such as [[3, [0.1, 0.2, 0.4, 0.4]]]: label, then left, "
+            "top, width and height in fractions of the picture"
+        ) from None
+
+
+def stored_request(path: str) -> dict:
+    """The request inside a PNG of this program, or in a JSON file."""
+    from lDM_jax import image
+    from lDM_jax.arrays import UserError
+
+    try:
+        if path.endswith(".json"):
+            stored = json.loads(Path(path).read_text())
+        else:
+            stored = image.read_request(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--request={path}: no picture or JSON: {error}") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"--request={path} holds no request")
+    return stored
+
+
+def request_of(stored: dict):
+    """A request from its record. UserError for what is no field of a request."""
+    from lDM_jax.arrays import UserError
+    from lDM_jax.requests import Request
+
+    valid = {field.name for field in dataclasses.fields(Request)}
+    unknown = sorted(stored.keys() - valid)
+    if unknown:
+        raise UserError(
+            f"a request has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
+        )
+    for name in ("seeds", "size_px"):
+        if isinstance(stored.get(name), list):
+            stored[name] = tuple(stored[name])
+    lost = [v for v in stored.values() if str(v).startswith("sha256:")]
+    if lost:
+        raise UserError("the request was made of pixels that were in no file")
+    return Request(**stored)
+
+
 def slug(prompt: str | None) -> str:
     """A prompt as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", (prompt or "").lower()).strip("-")[:40]
@@ -57,30 +143,33 @@ def slug(prompt: str | None) -> str:
 
 def requests():
     """(model name, requests) that the flags ask for."""
-    from lDM_jax import image
     from lDM_jax.arrays import UserError
-    from lDM_jax.pipeline import Request
+    from lDM_jax.requests import Request
 
     if FLAGS.request is not None:
-        try:
-            stored = image.read_request(FLAGS.request)
-        except OSError as error:
-            raise UserError(f"--request={FLAGS.request}: no picture: {error}") from None
-        if stored is None:
-            raise UserError(f"--request={FLAGS.request} holds no request")
-        model = stored.pop("model")
-        stored["seeds"] = tuple(stored["seeds"])
-        return FLAGS.model or model, [Request(**stored)]
+        stored = stored_request(FLAGS.request)
+        model = FLAGS.model or stored.pop("model", None)
+        if not model:
+            raise UserError(f"--request={FLAGS.request} names no model: give --model")
+        stored.pop("model", None)
+        return model, [request_of(stored)]
     if FLAGS.model is None:
         raise UserError("--model is required, e.g. --model=emoji")
     common = dict(
         negative=FLAGS.negative,
         label=FLAGS.label,
+        layout=parse_layout(FLAGS.layout),
+        segmentation=FLAGS.segmentation,
+        image=FLAGS.image,
+        mask=FLAGS.mask,
+        strength=FLAGS.strength,
+        size_px=parse_size(FLAGS.size),
         seeds=parse_seeds(FLAGS.seeds),
         sampler=FLAGS.sampler,
         steps=FLAGS.steps,
         guidance=FLAGS.guidance,
         eta=FLAGS.eta,
+        spacing=FLAGS.spacing,
     )
     prompts = FLAGS.prompt or [None]
     return FLAGS.model, [Request(prompt=prompt, **common) for prompt in prompts]
@@ -119,7 +208,7 @@ def draw(model: str, wanted: list) -> None:
             name = slug(request.prompt)
             prefix = f"{name}_" if len(wanted) > 1 else ""
             for seed, pixels in zip(request.seeds, pipe.run(request), strict=True):
-                one = dataclasses.asdict(dataclasses.replace(request, seeds=(seed,)))
+                one = dataclasses.replace(request, seeds=(seed,)).record()
                 path = out / f"{prefix}{seed:06d}.png"
                 image.write_png(path, pixels, request={"model": model, **one})
                 pictures.append(pixels)

@@ -44,7 +44,7 @@ def fail(error: object) -> None:
 
 def main(argv: list[str]) -> int:
     parse(argv)
-    from lDM_jax import build
+    from lDM_jax import experiment as experiment_lib
     from lDM_jax.arrays import UserError
     from lDM_jax.summary import summary
     from lDM_jax.training import loop
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         if FLAGS.dry_run:
             logging.getLogger(__name__).info("%s", summary(FLAGS.config))
             return 0
-        experiment = build.experiment(FLAGS.config)
+        experiment = experiment_lib.make(FLAGS.config)
         return loop.run(experiment, FLAGS.workdir, mesh=make_mesh(**FLAGS.config.mesh))
     except UserError as error:
         fail(error)

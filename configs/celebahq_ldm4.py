@@ -9,14 +9,16 @@ Result: FID 5.11, precision 0.72, recall 0.49 with 500 DDIM steps (paper, table 
 release says 200 steps, eta 0).
 """
 
-from configs import common, first_stages
+from configs import second_stages
 
 
 def get_config(arg: str = ""):
-    config = common.diffusion()
-    config.data.update(dict(source="folder", size_px=256))
-    config.first_stage.network = first_stages.network("vq_f4")
-    config.optimizer.learning_rate = 9.6e-5
-    config.train.num_steps = 410_000
-    config.sample.update(dict(steps=200))
-    return common.finish(config, arg)
+    return second_stages.recipe(
+        arg,
+        first_stage="vq_f4",
+        unet=dict(width=224, **second_stages.F4_UNET),
+        learning_rate=9.6e-5,
+        batch_size=48,
+        num_steps=410_000,
+        sample=dict(steps=200),
+    )

@@ -57,6 +57,8 @@ def diffusion() -> ConfigDict:
     """Defaults of stage 2 (Rombach et al. 2022, tables 12 to 15)."""
     config = _shared(stage="diffusion")
     config.task = "unconditional"
+    config.num_classes = 0
+    config.null_class = True
     config.first_stage = dict(path="", scale=0.0, network=ConfigDict())
     config.unet = dict(
         width=224,
@@ -67,6 +69,8 @@ def diffusion() -> ConfigDict:
         head_channels=32,
         context_width=0,
         transformer_depth=1,
+        linear_projections=False,
+        vector_width=0,
         scale_shift=False,
         res_resample=False,
         dropout=0.0,
@@ -75,13 +79,18 @@ def diffusion() -> ConfigDict:
         dtype="float32",
     )
     config.text = dict(
+        kind="bert",
         width=512,
         depth=16,
         num_heads=8,
         head_width=64,
         max_length=77,
+        vocab_size=30_522,
         token_std=0.02,
     )
+    config.rescaler = dict(num_stages=2, width=3)
+    config.low_res = dict(kind="bicubic", factor=4, fold=1)
+    config.masks = dict(kind="mixed")
     config.process = dict(
         kind="discrete",
         num_timesteps=1000,
@@ -93,7 +102,9 @@ def diffusion() -> ConfigDict:
     )
     config.loss = dict(loss="l2", weighting="uniform", drop_rate=0.0)
     config.data.cache_latents = False
-    config.sample = dict(sampler="ddim", steps=50, guidance=1.0, eta=0.0)
+    config.sample = dict(
+        sampler="ddim", steps=50, spacing="leading", guidance=1.0, eta=0.0
+    )
     return config
 
 
@@ -109,6 +120,7 @@ def _shared(*, stage: str) -> ConfigDict:
         background="white",
         num_workers=0,
         limit=0,
+        scenes=ConfigDict(),
     )
     config.optimizer = dict(
         name="adamw",
@@ -121,6 +133,7 @@ def _shared(*, stage: str) -> ConfigDict:
         weight_decay=0.01,
         clip_norm=0.0,
     )
+    config.init_from = dict(path="", only=())
     config.mesh = dict(data=-1, fsdp=1)
     config.train = dict(
         batch_size=48,
@@ -149,7 +162,9 @@ def finish(config: ConfigDict, arg: str) -> ConfigDict:
 
 def _shrink(config: ConfigDict) -> None:
     """Twenty steps on a CPU in a minute: same structure, toy widths, embedded data."""
-    config.data.update(dict(source="emoji", path="", size_px=32, num_workers=0))
+    source = "scenes" if config.data.source == "scenes" else "emoji"
+    source = "scenes" if config.get("task") in ("layout", "semantic") else source
+    config.data.update(dict(source=source, path="", size_px=32, num_workers=0))
     config.data.limit = 64
     config.optimizer.warmup_steps = 0
     config.train.update(
@@ -170,7 +185,15 @@ def _shrink(config: ConfigDict) -> None:
     config.first_stage.path = "random"
     heads = dict(num_heads=2, head_channels=0)
     config.unet.update(dict(width=8, num_res_blocks=1, num_groups=4, **heads))
+    config.unet.transformer_depth = 1
+    config.unet.width_mults = config.unet.width_mults[:4]
     if config.unet.context_width:
         config.unet.context_width = 16
-        config.text.update(dict(width=16, depth=1, num_heads=2, head_width=8))
+        toy = dict(width=16, depth=1, num_heads=2)
+        if config.text.kind == "clip":
+            config.text.path = "random"
+            config.text.network.update(toy)
+        else:
+            config.text.update(dict(**toy, head_width=8))
+    config.rescaler.num_stages = 2
     config.sample.steps = 4

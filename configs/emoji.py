@@ -13,8 +13,13 @@ from configs import common
 
 
 def get_config(arg: str = ""):
+    return common.finish(base("text"), arg)
+
+
+def base(task: str):
+    """The same network and schedule for another task of the embedded data."""
     config = common.diffusion()
-    config.task = "text"
+    config.task = task
     config.data.update(dict(source="emoji", size_px=64, cache_latents=True))
     config.first_stage.path = "emoji_kl_f8"
     config.unet.update(
@@ -62,4 +67,4 @@ def get_config(arg: str = ""):
         )
     )
     config.sample.update(dict(steps=50, guidance=3.0))
-    return common.finish(config, arg)
+    return config

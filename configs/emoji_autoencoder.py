@@ -14,8 +14,13 @@ from configs import common
 
 
 def get_config(arg: str = ""):
-    config = common.autoencoder()
     kind, _, arg = arg.partition(",") if arg.startswith("vq") else ("kl", "", arg)
+    return common.finish(base(num_codes=1024 if kind == "vq" else 0), arg)
+
+
+def base(*, num_codes: int = 0):
+    """The network and schedule, KL or with that many codes."""
+    config = common.autoencoder()
     config.data.update(dict(source="emoji", size_px=64))
     config.autoencoder.update(
         dict(
@@ -24,7 +29,7 @@ def get_config(arg: str = ""):
             num_res_blocks=1,
             z_channels=8,
             latent_channels=8,
-            num_codes=1024 if kind == "vq" else 0,
+            num_codes=num_codes,
             num_groups=8,
         )
     )
@@ -40,7 +45,7 @@ def get_config(arg: str = ""):
         )
     )
     config.discriminator.update(
-        dict(width=32, num_layers=2, start_steps=2000, weight=0.5)
+        dict(width=16, num_layers=2, start_steps=2000, weight=0.1)
     )
     config.optimizer.update(
         dict(
@@ -62,4 +67,4 @@ def get_config(arg: str = ""):
             checkpoint_every_steps=150,
         )
     )
-    return common.finish(config, arg)
+    return config

@@ -11,6 +11,7 @@ in a way we cannot follow is a UserError that names it; nothing is guessed.
 from collections.abc import Mapping
 from typing import Any
 
+from lDM_jax import checked
 from lDM_jax.errors import UserError
 
 ORIGINAL_GROUPS = 32
@@ -54,30 +55,30 @@ def original_first_stage(params: Mapping, *, is_kl: bool) -> dict:
     attn_resolutions become downsampling factors: 2^i where resolution // 2^i is among
     them. Without attention (`attn_type: none`) there is none in the middle either.
     """
-    ddconfig = _table(params, "ddconfig")
+    ddconfig = checked.table(params, "ddconfig")
     unknown = sorted(map(str, ddconfig.keys() - DDCONFIG))
     if unknown:
         raise UserError(f"ddconfig has unknown keys: {', '.join(unknown)}")
-    _demand(ddconfig, PLAIN, "ddconfig.")
-    _demand(ddconfig, {"double_z": (is_kl,)}, "ddconfig.")
-    _demand(params, {"remap": (None,), "colorize_nlabels": (None,)}, "params.")
-    mults = _integers(ddconfig, "ch_mult")
-    resolution = _integer(ddconfig, "resolution")
-    attended = _integers(ddconfig, "attn_resolutions", empty=True)
+    checked.demand(ddconfig, PLAIN, "ddconfig.")
+    checked.demand(ddconfig, {"double_z": (is_kl,)}, "ddconfig.")
+    checked.demand(params, {"remap": (None,), "colorize_nlabels": (None,)}, "params.")
+    mults = checked.integers(ddconfig, "ch_mult")
+    resolution = checked.integer(ddconfig, "resolution")
+    attended = checked.integers(ddconfig, "attn_resolutions", empty=True)
     attends = ddconfig.get("attn_type", "vanilla") != "none"
     factors = [
         2**level for level in range(len(mults)) if resolution // 2**level in attended
     ]
-    return _section(
-        width=_integer(ddconfig, "ch"),
+    return section(
+        width=checked.integer(ddconfig, "ch"),
         width_mults=mults,
-        num_res_blocks=_integer(ddconfig, "num_res_blocks"),
-        z_channels=_integer(ddconfig, "z_channels"),
-        latent_channels=_integer(params, "embed_dim"),
-        num_codes=0 if is_kl else _integer(params, "n_embed"),
+        num_res_blocks=checked.integer(ddconfig, "num_res_blocks"),
+        z_channels=checked.integer(ddconfig, "z_channels"),
+        latent_channels=checked.integer(params, "embed_dim"),
+        num_codes=0 if is_kl else checked.integer(params, "n_embed"),
         attn_factors=factors if attends else [],
         mid_attn=attends,
-        dropout=_rate(ddconfig, "dropout"),
+        dropout=checked.rate(ddconfig, "dropout"),
         num_groups=ORIGINAL_GROUPS,
         legacy_beta=not is_kl,
     )
@@ -88,38 +89,36 @@ def diffusers_first_stage(config: Mapping) -> dict:
     is_kl = config.get("_class_name") == "AutoencoderKL"
     public = {key for key in config if not str(key).startswith("_")}
     # A newer release's key that is switched off asks for nothing.
-    unknown = sorted(
-        str(key) for key in public - {*HARMLESS, *FIXED, *READ} if config[key]
+    checked.demand_known(
+        {key: config[key] for key in public}, {*HARMLESS, *FIXED, *READ}, "config.json"
     )
-    if unknown:
-        raise UserError(f"config.json has unknown keys: {', '.join(unknown)}")
-    _demand(config, FIXED, "config.json: ")
-    widths = _integers(config, "block_out_channels")
+    checked.demand(config, FIXED, "config.json: ")
+    widths = checked.integers(config, "block_out_channels")
     if any(width % widths[0] for width in widths):
         raise UserError(
             f"config.json: block_out_channels = {widths} are no multiples of the first"
         )
-    down = _attention_levels(config, "down_block_types", DOWN, len(widths))
-    up = _attention_levels(config, "up_block_types", UP, len(widths))
+    down = checked.attention_levels(config, "down_block_types", DOWN, len(widths))
+    up = checked.attention_levels(config, "up_block_types", UP, len(widths))
     if down != up[::-1]:
         raise UserError(
             "config.json: down_block_types and up_block_types attend at different "
             "resolutions, which is not supported"
         )
-    z_channels = _integer(config, "latent_channels")
+    z_channels = checked.integer(config, "latent_channels")
     embedded = config.get("vq_embed_dim") is not None
-    latent = _integer(config, "vq_embed_dim") if embedded else z_channels
-    return _section(
+    latent = checked.integer(config, "vq_embed_dim") if embedded else z_channels
+    return section(
         width=widths[0],
         width_mults=[width // widths[0] for width in widths],
-        num_res_blocks=_integer(config, "layers_per_block"),
+        num_res_blocks=checked.integer(config, "layers_per_block"),
         z_channels=z_channels,
         latent_channels=latent,
-        num_codes=0 if is_kl else _integer(config, "num_vq_embeddings"),
+        num_codes=0 if is_kl else checked.integer(config, "num_vq_embeddings"),
         attn_factors=[2**level for level, attends in enumerate(down) if attends],
         mid_attn=bool(config.get("mid_block_add_attention", True)),
         dropout=0.0,
-        num_groups=_integer(config, "norm_num_groups"),
+        num_groups=checked.integer(config, "norm_num_groups"),
         legacy_beta=False,
     )
 
@@ -167,81 +166,27 @@ def to_diffusers_first_stage(section: Mapping, *, scale: float, size_px: int) ->
     return config
 
 
-def _section(**section: Any) -> dict:
-    """The section with its dtype, if its numbers make a network."""
-    if len(section["width_mults"]) > 8 or section["num_res_blocks"] > 64:
+def data_section(size_px: int) -> dict:
+    """config.data of a converted model, which only says how large its pictures are."""
+    data = dict(source="emoji", path="", size_px=size_px, flip=0.0, limit=0)
+    return data | dict(background="white", num_workers=0)
+
+
+def first_stage_config(section: dict, *, size_px: int, scale: float) -> dict:
+    """The config stored beside a first stage; no latent_scale where it is not known."""
+    config = dict(stage="autoencoder", seed=0, autoencoder=section)
+    config["data"] = data_section(size_px)
+    return config | ({"latent_scale": scale} if scale else {})
+
+
+def section(**values: Any) -> dict:
+    """A network's section with its dtype, if its numbers make a network."""
+    if len(values["width_mults"]) > 8 or values["num_res_blocks"] > 64:
         raise UserError("more than 8 levels, or more than 64 blocks a level")
-    for mult in section["width_mults"]:
-        width, groups = section["width"] * mult, section["num_groups"]
+    for mult in values["width_mults"]:
+        width, groups = values["width"] * mult, values["num_groups"]
         if width > 2**16:
             raise UserError(f"{width} channels are more than a network has")
         if width % groups:
             raise UserError(f"{width} channels do not divide into {groups} groups")
-    return section | {"dtype": "float32"}
-
-
-def _show(value: Any) -> str:
-    """A value inside a message; containers only by their type."""
-    return (
-        repr(value)
-        if isinstance(value, int | float | str | None)
-        else (f"a {type(value).__name__}")
-    )
-
-
-def _table(values: Mapping, key: str) -> Mapping:
-    found = values.get(key)
-    if not isinstance(found, Mapping):
-        raise UserError(f"{key} = {_show(found)} should be a table of values")
-    return found
-
-
-def _demand(values: Mapping, allowed: Mapping[str, tuple], where: str) -> None:
-    """UserError for a key that is there with another value than the allowed ones."""
-    for key, options in allowed.items():
-        if key not in values:
-            continue
-        value = values[key]
-        plain = isinstance(value, int | float | str | None)
-        if not plain or value not in options:
-            raise UserError(
-                f"{where}{key} = {_show(value)} is not supported; supported: "
-                + ", ".join(map(repr, options))
-            )
-
-
-def _integer(values: Mapping, key: str) -> int:
-    """A positive integer."""
-    value = values.get(key)
-    if type(value) is not int or not 0 < value < 2**24:
-        raise UserError(f"{key} = {_show(value)} should be a positive integer")
-    return value
-
-
-def _integers(values: Mapping, key: str, *, empty: bool = False) -> list[int]:
-    """A list of positive integers."""
-    found = values.get(key)
-    good = isinstance(found, list | tuple) and (found or empty)
-    if not good or any(type(n) is not int or not 0 < n < 2**24 for n in found):
-        raise UserError(f"{key} = {_show(found)} should be a list of positive integers")
-    return list(found)
-
-
-def _rate(values: Mapping, key: str) -> float:
-    value = values.get(key, 0.0)
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise UserError(f"{key} = {_show(value)} should be a number in [0, 1)")
-    return float(value)
-
-
-def _attention_levels(
-    config: Mapping, key: str, kinds: tuple[str, str], levels: int
-) -> list[bool]:
-    """For each block whether it attends; kinds: (without, with attention)."""
-    found = config.get(key)
-    good = isinstance(found, list | tuple) and len(found) == levels
-    if not good or any(kind not in kinds for kind in found):
-        raise UserError(
-            f"config.json: {key} should be {levels} of {' and '.join(kinds)}"
-        )
-    return [kind == kinds[1] for kind in found]
+    return values | {"dtype": "float32"}

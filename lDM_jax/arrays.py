@@ -12,7 +12,9 @@ Owns the vocabulary every other file speaks. Axis names in shape strings:
     low_res  f32 [-1, 1]  "b h w 3"     mask     f32 {0, 1} "b H W 1" (1 = paint)
     segmentation i32      "b H W"       boxes    i32 "b n"
 
-`moments` replaces `image` when latents are cached.
+`moments` replaces `image` when latents are cached. What frozen networks derive:
+`masked` f32 "b h w c+1" (latents of the masked image, mask in {-1, 1}) and `embeddings`
+f32 "b n d" (a text tower's output).
 """
 
 from collections.abc import Callable
@@ -57,11 +59,15 @@ class Cond:
     concat:  f32 "b h w k", stacked to z_t along channels.
     context: f32 "b n d", attended to by cross-attention.
     vector:  f32 "b e", added to the time embedding.
+    regions: f32 {0, 1} "b h w r" at the latents' extent: the context is r texts of
+             equal length one after the other, and a position attends to those whose
+             region it is in (of none: to all).
     """
 
     concat: jax.Array | None = None
     context: jax.Array | None = None
     vector: jax.Array | None = None
+    regions: jax.Array | None = None
 
 
 def typecheck(function: F) -> F:

@@ -4,61 +4,41 @@ The only reader of configs. A section is exactly its constructor's keyword argum
 with 0 or "" standing for "not set" where ml_collections needs a typed default.
 """
 
-import dataclasses
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import codec as codec_lib
 from lDM_jax import tasks, weights
-from lDM_jax.arrays import Batch, UserError
+from lDM_jax.arrays import UserError
+from lDM_jax.box_tokens import BoxTokenizer
 from lDM_jax.codec import Codec
-from lDM_jax.data import pipeline as data_pipeline
-from lDM_jax.data import sources
-from lDM_jax.data.folder import FolderSource
 from lDM_jax.diffusion import make_process
 from lDM_jax.models.autoencoder import Autoencoder, Identity
+from lDM_jax.models.clip import ClipText
 from lDM_jax.models.conditioners import (
+    AsItIs,
     ClassConditioner,
     Conditioner,
+    SpatialRescaler,
     TextConditioner,
 )
 from lDM_jax.models.discriminator import PatchDiscriminator
-from lDM_jax.models.lpips import LPIPS
 from lDM_jax.models.text import TextTransformer
-from lDM_jax.models.unet import UNet, check_extent
-from lDM_jax.perceptual import load_lpips
-from lDM_jax.tokenizers import BertTokenizer
-from lDM_jax.training import autoencoder as stage1
+from lDM_jax.models.unet import UNet
+from lDM_jax.tokenizers import BertTokenizer, ClipTokenizer
 from lDM_jax.training import checkpoint
-from lDM_jax.training import diffusion as stage2
 from lDM_jax.training.adversary import Adversary
 from lDM_jax.training.diffusion import Model
 from lDM_jax.training.optim import make_optimizer
-from lDM_jax.training.state import Stage
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SCALE_SAMPLE_IMAGES = 512
-
-
-@dataclasses.dataclass
-class Experiment:
-    """Everything the loop needs for one config."""
-
-    config: ConfigDict
-    stage: Stage
-    frozen: Any
-    iterator: Any
-    eval_batches: Callable[[], Any]
-    example_batch: Batch
 
 
 def autoencoder(section: dict) -> Autoencoder:
@@ -77,6 +57,14 @@ def unet(section: dict, *, out_channels: int) -> UNet:
         section[key] = section[key] or None
     for key in ("width_mults", "attn_factors"):
         section[key] = tuple(section[key])
+    depth = section.get("transformer_depth", 1)
+    if not isinstance(depth, int):
+        section["transformer_depth"] = tuple(depth)
+        if len(depth) != len(section["width_mults"]):
+            raise UserError(
+                f"config.unet.transformer_depth = {tuple(depth)}: give one number, or "
+                f"one for each of the {len(section['width_mults'])} levels"
+            )
     heads, channels = section["num_heads"], section["head_channels"]
     if (heads is None) == (channels is None):
         raise UserError(
@@ -116,57 +104,62 @@ def lookup(table: dict, key: str, where: str):
     return table[key]
 
 
-def tokenizer(config: ConfigDict) -> BertTokenizer | None:
-    """The tokenizer of a text task, None otherwise."""
-    if config.get("task") != "text":
-        return None
-    return BertTokenizer(max_length=config.text.max_length)
+def text_kind(config: ConfigDict) -> str:
+    """ "bert" (trained with the denoiser) or "clip" (a frozen tower)."""
+    kind = config.text.get("kind", "bert")
+    return lookup({"bert": "bert", "clip": "clip"}, kind, "config.text.kind")
 
 
-def source(config: ConfigDict, split: str):
-    """The data set of config.data, one split of it, its first `limit` examples."""
-    data = config.data
-    if data.source == "emoji":
-        chosen = sources.EmojiSource(split=split, size_px=data.size_px)
-    elif data.source == "folder":
-        chosen = FolderSource(data.path, split=split, size_px=data.size_px)
-        check_folder(config, chosen)
-    else:
-        raise UserError(f"config.data.source = {data.source!r}; valid: emoji, folder")
-    limit = data.get("limit", 0)
-    return sources.First(chosen, limit) if limit else chosen
-
-
-def check_folder(config: ConfigDict, folder: FolderSource) -> None:
-    """UserError unless the folder has the conditions of the config's task."""
+def tokenizer(config: ConfigDict) -> Callable | None:
+    """What turns the texts (or boxes) of a task into tokens, None without any."""
     task = config.get("task")
-    if task == "text" and not folder.has_captions:
-        raise UserError(
-            f"task 'text' needs captions: {folder.path} has no .txt file named like an "
-            "image (photo.jpg, photo.txt)"
-        )
-    if task == "class" and not folder.classes:
-        raise UserError(
-            f"task 'class' needs every image of {folder.path} in a sub-folder, one a "
-            "class"
-        )
-    if task == "class" and len(folder.classes) > config.num_classes:
-        raise UserError(
-            f"config.num_classes = {config.num_classes}, but {folder.path} has "
-            f"{len(folder.classes)} sub-folders with images"
-        )
+    if task == "layout":
+        return BoxTokenizer(config.text.max_length)
+    if task != "text":
+        return None
+    if text_kind(config) == "bert":
+        return BertTokenizer(max_length=config.text.max_length)
+    section = tower_section(config)
+    length = section["network"].get("max_length", 77)
+    return ClipTokenizer(max_length=length, pad=section.get("pad", "eos"))
 
 
-def transform(config: ConfigDict) -> Callable:
-    """The example transform of the config's task."""
-    task = tasks.get_task(config.get("task", "unconditional"))
-    data = config.data
-    return tasks.train_transform(
-        task,
-        tokenizer(config),
-        background=data.background,
-        flip=data.flip,
-    )
+def tower_section(config: ConfigDict) -> dict:
+    """The text section of a frozen tower: of its own directory, else of the config."""
+    path = config.text.path
+    if path in ("", "random"):
+        return config.text.to_dict()
+    stored = weights.read_config(weights.resolve(path))
+    if stored.get("stage") != "text":
+        raise UserError(f"{path} is no text tower (stage: {stored.get('stage')})")
+    return stored["text"]
+
+
+def tower(config: ConfigDict) -> ClipText | None:
+    """The frozen text tower of a config, without its weights; None without one."""
+    if config.get("task") != "text" or text_kind(config) != "clip":
+        return None
+    return construct(ClipText, tower_section(config)["network"], "text.network")
+
+
+def frozen_text(config: ConfigDict) -> dict:
+    """{"text": the tower's parameters}, or nothing."""
+    network = tower(config)
+    if network is None:
+        return {}
+    path, key = config.text.path, jax.random.key(0)
+    tokens = jnp.zeros((1, network.max_length), jnp.int32)
+    if path == "random":
+        return {"text": jax.jit(network.init)(key, tokens)}
+    if not path:
+        raise UserError(
+            "config.text.path is empty: give the weights directory of a text tower "
+            "(python -m lDM_jax.tools.convert makes one)"
+        )
+    _, params = weights.load(weights.resolve(path))
+    shapes = jax.eval_shape(network.init, key, tokens)
+    weights.check_cover(params, shapes, what=path)
+    return {"text": params}
 
 
 def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
@@ -200,6 +193,11 @@ def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     return Codec(network, float(scale)), params
 
 
+def frozen(config: ConfigDict, first_stage_params: dict) -> dict:
+    """Everything of a second stage that does not train (see `Model`)."""
+    return {"first_stage": first_stage_params, **frozen_text(config)}
+
+
 def abstract_codec(config: ConfigDict) -> Codec:
     """The first stage's codec without its parameters, for shapes alone.
 
@@ -224,22 +222,33 @@ def random_network() -> Autoencoder:
 
 
 def load_trained(name: str) -> tuple[ConfigDict, dict]:
-    """(config, EMA parameters) of a shipped name, weights or work directory."""
+    """(config, EMA parameters) of a shipped name, weights or work directory.
+
+    Inside a weights directory "./" at the beginning of a path means that directory.
+    """
     path = weights.resolve(name)
-    if weights.is_weights_directory(path):
-        config, params = weights.load(path)
-        return ConfigDict(config), params
-    config = weights.read_config(path)
-    return ConfigDict(config.get("config", config)), checkpoint.load_ema(path)
+    if not weights.is_weights_directory(path):
+        config = weights.read_config(path)
+        return ConfigDict(config.get("config", config)), checkpoint.load_ema(path)
+    stored, params = weights.load(path)
+    config = ConfigDict(stored)
+    for section in ("first_stage", "text"):
+        inner = config.get(section, {}).get("path", "")
+        if inner.startswith("./"):
+            config[section].path = str(path / inner)
+    return config, params
 
 
 def model(config: ConfigDict, codec: Codec) -> Model:
     """The second stage's networks and process."""
+    text = tower(config)
     return Model(
         unet=unet(config.unet, out_channels=codec.channels),
         conditioner=conditioner(config),
         process=make_process(**config.process),
         codec=codec,
+        tower=text,
+        null_tokens=null_tokens(config) if text is not None else (),
     )
 
 
@@ -248,21 +257,83 @@ def conditioner(config: ConfigDict) -> Conditioner:
     task = tasks.get_task(config.task)
     if task.route is None:
         return Conditioner()
-    encoder = task.route[1]
+    key, encoder, field = task.route
     width = config.unet.context_width
-    if not width:
+    if field == "context" and not width and encoder != "class":
         raise UserError(f"task {task.name!r} needs config.unet.context_width > 0")
-    if encoder == "class":
-        network = ClassConditioner(config.num_classes, width)
-    else:
-        if config.text.width != width:
-            raise UserError(
-                f"config.text.width ({config.text.width}) must equal "
-                f"config.unet.context_width ({width})"
-            )
-        null = tokenizer(config)([""])[0].tolist()
-        network = TextConditioner(TextTransformer(**config.text), tuple(null))
-    return Conditioner(routes=(task.route,), encoders={encoder: network})
+    if encoder == "text" and text_kind(config) == "clip":
+        key, encoder = "embeddings", "tower"
+    if encoder == "class" and not width:
+        field = "vector"
+    network = ENCODERS[encoder](config)
+    return Conditioner(routes=((key, encoder, field),), encoders={encoder: network})
+
+
+def class_encoder(config: ConfigDict) -> ClassConditioner:
+    """A context token a class; without cross-attention the original's label_emb."""
+    null_class = config.get("null_class", True)
+    if config.loss.get("drop_rate", 0.0) and not null_class:
+        raise UserError(
+            "config.loss.drop_rate needs a null class: set config.null_class = True"
+        )
+    width = config.unet.context_width
+    return ClassConditioner(
+        config.num_classes,
+        width or 4 * config.unet.width,
+        null_class=null_class,
+        as_vector=not width,
+    )
+
+
+def token_encoder(config: ConfigDict) -> TextConditioner:
+    """The transformer over words or boxes that trains with the denoiser."""
+    section = {k: v for k, v in config.text.items() if k not in ("kind", "path")}
+    if section["width"] != config.unet.context_width:
+        raise UserError(
+            f"config.text.width ({section['width']}) must equal "
+            f"config.unet.context_width ({config.unet.context_width})"
+        )
+    network = construct(TextTransformer, section, "text")
+    return TextConditioner(network, null_tokens(config))
+
+
+def tower_encoder(config: ConfigDict) -> AsItIs:
+    """A frozen tower's output, whose rows the tower itself has dropped."""
+    width = tower(config).width
+    if width != config.unet.context_width:
+        raise UserError(
+            f"the text tower is {width} wide, but config.unet.context_width is "
+            f"{config.unet.context_width}"
+        )
+    return AsItIs(droppable=False)
+
+
+def rescaler(config: ConfigDict) -> SpatialRescaler:
+    """From label maps to the extent of the latents."""
+    if config.num_classes < 1:
+        raise UserError("task 'semantic' needs config.num_classes, the map's labels")
+    return SpatialRescaler(config.num_classes, **config.rescaler)
+
+
+def as_it_is(config: ConfigDict) -> AsItIs:
+    """Low-resolution pixels (folded where they are finer than the latents), masks."""
+    folds = config.task == "super_resolution"
+    return AsItIs(fold=config.low_res.fold if folds else 1)
+
+
+ENCODERS: dict[str, Callable] = {
+    "class": class_encoder,
+    "text": token_encoder,
+    "layout": token_encoder,
+    "tower": tower_encoder,
+    "rescaler": rescaler,
+    "as_is": as_it_is,
+}
+
+
+def null_tokens(config: ConfigDict) -> tuple[int, ...]:
+    """The tokens of the dropped condition: of no text, of no boxes."""
+    return tuple(tokenizer(config)([""])[0].tolist())
 
 
 def optimizer(config: ConfigDict):
@@ -270,38 +341,6 @@ def optimizer(config: ConfigDict):
     section = dict(config.optimizer)
     section["clip_norm"] = section["clip_norm"] or None
     return make_optimizer(num_steps=config.train.num_steps, **section)[0]
-
-
-def experiment(config: ConfigDict) -> Experiment:
-    """Data, networks and stage of a config: what train.py hands to the loop.
-
-    May fill in config.first_stage.scale when it has to be measured.
-    """
-    builders = {"autoencoder": _autoencoder, "diffusion": _diffusion}
-    build = lookup(builders, config.stage, "config.stage")
-    if config.train.batch_size < 1:
-        raise UserError(f"config.train.batch_size = {config.train.batch_size} < 1")
-    return build(config)
-
-
-def _autoencoder(config: ConfigDict) -> Experiment:
-    network = autoencoder(config.autoencoder)
-    check_pixels(config, network.factor)
-    data = source(config, "train")  # before anything is downloaded
-    loss, frozen = dict(config.loss), {}
-    path = loss.pop("lpips_weights")
-    if loss["perceptual_weight"]:
-        loss["perceptual"] = LPIPS()
-        frozen["lpips"] = load_lpips(path)
-    stage = stage1.make_stage(
-        network,
-        optimizer(config),
-        image_size_px=config.data.size_px,
-        adversary=adversary(config),
-        objective=construct(stage1.Objective, loss, "loss"),
-        ema_decay=config.train.ema_decay,
-    )
-    return _with_data(config, stage, frozen, data, transform(config))
 
 
 def adversary(config: ConfigDict) -> Adversary | None:
@@ -314,109 +353,6 @@ def adversary(config: ConfigDict) -> Adversary | None:
     network = construct(PatchDiscriminator, section, "discriminator")
     network.check_size(config.data.size_px)
     return Adversary(network, optimizer(config), **game, loss=kind)
-
-
-def _diffusion(config: ConfigDict) -> Experiment:
-    codec, frozen = first_stage(config)
-    check_pixels(config, codec.factor)
-    latent_shape = codec.latent_shape(config.data.size_px, config.data.size_px)
-    check_extent(latent_shape[:2], len(config.unet.width_mults) - 1)
-    row, held_out = transform(config), None
-    data = source(config, "train")
-    cached = config.data.cache_latents
-    if cached or needs_scale(config):
-        rows = None if cached else SCALE_SAMPLE_IMAGES
-        data_latents = encode(codec, frozen, data, row, limit=rows)
-        if needs_scale(config):
-            codec = measure_scale(config, codec, data_latents["moments"])
-    if cached:
-        data = sources.ArraySource(data_latents)
-        held_out = sources.ArraySource(
-            encode(codec, frozen, source(config, "validation"), row)
-        )
-        row = identity
-    networks = model(config, codec)
-    example = next(iter(data_pipeline.batches_once(data, row, batch_size=1)))
-    example.pop("weight")
-    stage = stage2.make_stage(
-        networks,
-        optimizer(config),
-        example_batch=example,
-        latent_shape=latent_shape,
-        ema_decay=config.train.ema_decay,
-        preview_steps=config.sample.steps,
-        preview_guidance=config.sample.guidance,
-        **config.loss,
-    )
-    return _with_data(config, stage, frozen, data, row, held_out)
-
-
-def needs_scale(config: ConfigDict) -> bool:
-    """True if neither the config nor the first stage knows the latent scale."""
-    if config.first_stage.scale or config.first_stage.path == "identity":
-        return False
-    if config.first_stage.path == "random":
-        return True
-    stored = weights.read_config(weights.resolve(config.first_stage.path))
-    return not stored.get("latent_scale", 0.0)
-
-
-def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Codec:
-    """Codec with 1 / std of the latents of the first images; noted in the config."""
-    scale = codec_lib.latent_scale(
-        codec, moments[:SCALE_SAMPLE_IMAGES], jax.random.key(0)
-    )
-    config.first_stage.scale = scale
-    log.info("latent scale %.6g (1 / std of the training latents)", scale)
-    return dataclasses.replace(codec, scale=scale)
-
-
-def identity(example: dict, rng: np.random.Generator) -> dict:
-    """The transform of examples that are already batch rows."""
-    del rng
-    return example
-
-
-def encode(codec: Codec, params, data, row: Callable, *, limit: int | None = None):
-    """Moments and conditions of a whole source in memory: dict of "N ..." arrays."""
-    encoder = jax.jit(codec.moments)
-    parts, seen = [], 0
-    for batch in data_pipeline.batches_once(data, row, batch_size=32):
-        real = batch.pop("weight") > 0
-        moments = encoder(params, batch.pop("image"))
-        batch["moments"] = jax.device_get(moments)
-        parts.append({name: value[real] for name, value in batch.items()})
-        seen += int(real.sum())
-        if limit is not None and seen >= limit:
-            break
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _with_data(config, stage, frozen, data, row, held_out=None) -> Experiment:
-    size = config.train.batch_size
-    if size > len(data):
-        raise UserError(
-            f"config.train.batch_size = {size} exceeds the {len(data)} training images"
-        )
-    shards = jax.process_count()
-    iterator = data_pipeline.loader(
-        data,
-        row,
-        batch_size=size // shards,
-        seed=config.seed,
-        shard_index=jax.process_index(),
-        shard_count=shards,
-        num_workers=config.data.num_workers,
-    )
-    if held_out is None:
-        held_out = source(config, "validation")
-
-    def eval_batches():
-        return data_pipeline.batches_once(held_out, row, batch_size=min(size, 32))
-
-    example = next(iter(eval_batches()))
-    example.pop("weight")
-    return Experiment(config, stage, frozen, iterator, eval_batches, example)
 
 
 def check_pixels(config: ConfigDict, factor: int) -> None:

@@ -2,7 +2,8 @@
 
 Owns the axis orders and the mechanics; the tables of names are `names`' affair. Reads
 no file and needs no torch: a state dict is a mapping from names to numpy arrays, such
-as `torch_file.read` gives, whose entries are then read one at a time.
+as `torch_file.read` gives. `Lazy` arrays are read and turned one at a time, so that a
+checkpoint may exceed the memory.
 
 A *name map* (`Names`) says for every entry of a foreign state dict which parameter it
 is, how its axes are ordered and what shape it has. It is made from our own parameters
@@ -58,6 +59,13 @@ class Entry(NamedTuple):
 Names = dict[str, Entry]
 
 
+class Lazy(NamedTuple):
+    """An array that is made when it is asked for, so that one at a time is held."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+
 def to_layout(array: np.ndarray, layout: str) -> np.ndarray:
     """Our axis order -> the foreign one."""
     if layout == "conv":
@@ -90,7 +98,16 @@ def join_parts(blocks: list[np.ndarray], heads: int) -> np.ndarray:
 def from_original(
     state_dict: StateDict, names: Names, *, ignored: Sequence[str] = ()
 ) -> dict:
-    """A foreign state dict -> variables {"params": ...}, f32 numpy.
+    """A foreign state dict -> variables {"params": ...}, f32 numpy, all at once."""
+    found = lazy_from_original(state_dict, names, ignored=ignored)
+    arrays = {path: lazy.make() for path, lazy in found.items()}
+    return {"params": unflatten_dict(arrays)}
+
+
+def lazy_from_original(
+    state_dict: StateDict, names: Names, *, ignored: Sequence[str] = ()
+) -> dict[Path, Lazy]:
+    """A foreign state dict -> our parameters by path, f32, each read when it is made.
 
     Every entry is used once and every parameter filled once, but for entries whose
     names begin with one of `ignored`. Otherwise UserError with three lists of entries:
@@ -106,19 +123,27 @@ def from_original(
         if shapes.get(name, entry.shape) != entry.shape
     ]
     _report(wanted - shapes.keys(), unexpected, mismatched)
-    params, blocks = {}, {}
-    for name in names.keys() & wanted:
-        entry = names[name]
-        array = from_layout(np.asarray(state_dict[name], np.float32), entry.layout)
-        array = np.ascontiguousarray(array)  # safetensors writes strided arrays wrongly
-        if entry.part is None:
-            params[entry.path] = array
-        else:
-            blocks.setdefault(entry.path, {})[entry.part] = array
-    for path, parts in blocks.items():
-        order = sorted(parts)
-        params[path] = join_parts([parts[part] for part in order], order[0].heads)
-    return {"params": unflatten_dict(params)}
+    sources: dict[Path, list[tuple[str, Entry]]] = {}
+    for name, entry in names.items():
+        if entry.path is not None:
+            sources.setdefault(entry.path, []).append((name, entry))
+
+    def lazy(parts: list[tuple[str, Entry]]) -> Lazy:
+        def make() -> np.ndarray:
+            arrays = [
+                from_layout(np.asarray(state_dict[name], np.float32), entry.layout)
+                for name, entry in parts
+            ]
+            first = parts[0][1].part
+            whole = arrays[0] if first is None else join_parts(arrays, first.heads)
+            return np.ascontiguousarray(whole)  # safetensors writes memory as it lies
+
+        return Lazy(parts[0][1].ours, make)
+
+    return {
+        path: lazy(sorted(parts, key=lambda named: named[1].part or ()))
+        for path, parts in sources.items()
+    }
 
 
 def shapes_of(state_dict: StateDict) -> dict[str, tuple[int, ...]]:
@@ -133,21 +158,41 @@ def to_original(variables: Mapping, names: Names) -> dict[str, np.ndarray]:
 
     UserError with the three lists when these are not exactly the map's parameters.
     """
-    params = flatten_dict(variables["params"])
+    params = as_lazy(variables["params"])
+    return {name: lazy.make() for name, lazy in lazy_to_original(params, names).items()}
+
+
+def as_lazy(tree: Mapping) -> dict[Path, Lazy]:
+    """Arrays of a nested dict that are there already, by path."""
+    return {
+        path: Lazy(np.shape(leaf), lambda leaf=leaf: np.asarray(leaf))
+        for path, leaf in flatten_dict(tree).items()
+    }
+
+
+def lazy_to_original(params: Mapping[Path, Lazy], names: Names) -> dict[str, Lazy]:
+    """Our parameters by path -> the foreign entries, each made when asked for.
+
+    UserError with the three lists when these are not exactly the map's parameters.
+    """
     wanted = {entry.path for entry in names.values() if entry.path is not None}
-    state_dict, mismatched = {}, []
-    for name, entry in names.items():
-        if entry.path not in params:
-            continue
-        array = np.asarray(params[entry.path])
-        if array.shape != entry.ours:
-            mismatched.append(f"{name} from {array.shape} instead of {entry.ours}")
-            continue
-        array = array if entry.part is None else take_part(array, entry.part)
-        state_dict[name] = np.ascontiguousarray(to_layout(array, entry.layout))
+    mismatched = [
+        f"{name} from {params[entry.path].shape} instead of {entry.ours}"
+        for name, entry in names.items()
+        if entry.path in params and params[entry.path].shape != entry.ours
+    ]
     missing = map("/".join, wanted - params.keys())
     _report(missing, map("/".join, params.keys() - wanted), mismatched)
-    return state_dict
+
+    def lazy(entry: Entry) -> Lazy:
+        def make() -> np.ndarray:
+            array = params[entry.path].make()
+            array = array if entry.part is None else take_part(array, entry.part)
+            return np.ascontiguousarray(to_layout(array, entry.layout))
+
+        return Lazy(entry.shape, make)
+
+    return {name: lazy(e) for name, e in names.items() if e.path is not None}
 
 
 def _report(missing, unexpected, mismatched) -> None:

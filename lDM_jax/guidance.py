@@ -73,6 +73,30 @@ def autoguidance(
     return guided
 
 
+def by_region(
+    network: Callable[[Array, Array, Cond], Array],
+) -> Callable[[Array, Array, Cond], Array]:
+    """sum_r m_r network(z_t, t, text r) / sum_r m_r: regional prompts in the latents.
+
+    The condition has the fields `regions` "b h w r" and r texts in `context`; r times
+    the evaluations. Where no region is, the first text counts.
+    """
+
+    def regional(z: Array, t: Array, cond: Cond) -> Array:
+        b, h, w, r = cond.regions.shape
+        first = jnp.zeros(r).at[0].set(1.0)
+        empty = cond.regions.max(axis=-1, keepdims=True) == 0
+        shares = jnp.where(empty, first, cond.regions)
+        shares = shares / shares.sum(axis=-1, keepdims=True)
+        repeat = lambda x: None if x is None else jnp.repeat(x, r, axis=0)  # noqa: E731
+        texts = cond.context.reshape(b * r, -1, cond.context.shape[-1])
+        alone = Cond(repeat(cond.concat), texts, repeat(cond.vector))
+        predictions = network(repeat(z), repeat(t), alone).reshape(b, r, h, w, -1)
+        return jnp.einsum("brhwc,bhwr->bhwc", predictions, shares, precision="highest")
+
+    return regional
+
+
 @typecheck
 def mix(
     weak: Float[Array, "b *rest"],
@@ -116,7 +140,7 @@ def _per_row(value: Scalar, z: Array) -> Scalar:
 
 
 def _same_shapes(cond: Cond, null: Cond) -> None:
-    for name in ("concat", "context", "vector"):
+    for name in ("concat", "context", "vector", "regions"):
         left, right = (getattr(c, name) for c in (cond, null))
         shapes = [None if x is None else tuple(x.shape) for x in (left, right)]
         if shapes[0] != shapes[1]:

@@ -1,4 +1,4 @@
-"""The only conversion between uint8 pixels and [-1, 1] floats; grids; image files.
+"""The only conversion between uint8 pixels and [-1, 1]; resampling, grids, files.
 
 Owns PIL, for reading and writing, and the request that every written PNG carries in its
 text chunk `lDM_jax`, from which the same picture can be made again. Imports no jax.
@@ -15,6 +15,14 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 REQUEST_KEY = "lDM_jax"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 MAX_PIXELS = 2**27  # 134 megapixels, 0.5 GB decoded; larger than any camera's picture
 
 
@@ -53,6 +61,13 @@ def decode(data: bytes) -> np.ndarray:
         raise ValueError(f"cannot be decoded: {error}") from None
 
 
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 RGBA "H W 4" -> uint8 "H W 3" on a white ground."""
+    alpha = pixels[:, :, 3:].astype(np.float32) / 255
+    mixed = alpha * pixels[:, :, :3] + (1 - alpha) * 255
+    return np.rint(mixed).astype(np.uint8)
+
+
 def crop_square(pixels: np.ndarray) -> np.ndarray:
     """uint8 "H W c" -> its central "S S c", S = min(H, W); a view."""
     height, width, _ = pixels.shape
@@ -63,8 +78,30 @@ def crop_square(pixels: np.ndarray) -> np.ndarray:
 
 def resize(pixels: np.ndarray, size_px: int) -> np.ndarray:
     """uint8 "H W c" -> uint8 "size_px size_px c", antialiased bicubic as PIL's."""
+    return resample(pixels, size_px, size_px)
+
+
+def resample(
+    pixels: np.ndarray, height: int, width: int, *, method: str = "bicubic"
+) -> np.ndarray:
+    """uint8 "H W c" -> uint8 "height width c" by one of PIL's RESAMPLING methods.
+
+    All but "nearest" are antialiased; RGBA is weighted by its alpha. Raises KeyError
+    for another method.
+    """
     picture = Image.fromarray(pixels)
-    return np.asarray(picture.resize((size_px, size_px), Image.Resampling.BICUBIC))
+    return np.asarray(picture.resize((width, height), RESAMPLING[method]))
+
+
+def jpeg(pixels: np.ndarray, *, quality: int) -> np.ndarray:
+    """uint8 "H W 3" -> the same after JPEG of that quality (1 to 95), colour at half.
+
+    Colour at half the extent (4:2:0) is what libjpeg does unless told otherwise.
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    with Image.open(file, formats=("JPEG",)) as picture:
+        return np.asarray(picture)
 
 
 def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:

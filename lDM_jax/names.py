@@ -6,10 +6,10 @@ Owns the tables; `convert` owns what is done with them. Each function makes a na
     network      original           diffusers
     Autoencoder  autoencoder_names  diffusers_autoencoder_names: AutoencoderKL, VQModel
     UNet         unet_names         diffusers_unet_names: UNet2DModel, -ConditionModel
-    text         text_names         diffusers_text_names: LDMBertModel
 
-`LOSS_PREFIXES` begin the entries of an original first stage that are its training loss
-(discriminator, LPIPS, log-variance), `EMA_PREFIXES` what LitEma holds besides weights.
+Text encoders are the affair of `names_text`. `LOSS_PREFIXES` begin the entries of an
+original first stage that are its training loss (discriminator, LPIPS, log-variance),
+`EMA_PREFIXES` what LitEma holds besides weights.
 
 Reading order: inputs that make the maps, the original program, diffusers.
 """
@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Cond
-from lDM_jax.convert import Entry, Names, Part, Path, make_names
+from lDM_jax.convert import Names, Part, Path, make_names
 from lDM_jax.models.autoencoder import Autoencoder
-from lDM_jax.models.text import TextTransformer
 from lDM_jax.models.unet import UNet
 
 
@@ -35,12 +34,9 @@ def _autoencoder_inputs(network: Autoencoder) -> tuple:
 def _unet_inputs(unet: UNet, in_channels: int | None) -> tuple:
     side, width = 2**unet.halvings, unet.context_width
     context = None if width is None else _floats(1, 1, width)
+    vector = _floats(1, unet.vector_width) if unet.vector_width else None
     z = _floats(1, side, side, in_channels or unet.out_channels)
-    return z, _floats(1), Cond(context=context)
-
-
-def _text_inputs(transformer: TextTransformer) -> tuple:
-    return (jax.ShapeDtypeStruct((1, transformer.max_length), jnp.int32),)
+    return z, _floats(1), Cond(context=context, vector=vector)
 
 
 # Original program.
@@ -57,6 +53,8 @@ RESIDUAL = {
 TIME_AND_OUT = {
     "time_0": "time_embed.0",
     "time_2": "time_embed.2",
+    "vector_0": "label_emb.0.0",
+    "vector_2": "label_emb.0.2",
     "out_norm": "out.0",
     "out_conv": "out.2",
 }
@@ -87,8 +85,9 @@ def unet_names(unet: UNet, in_channels: int | None = None) -> Names:
 
     in_channels: of z_t and Cond.concat together; None means `unet.out_channels`.
     """
-    dense = {"shortcut": "conv1", "proj_in": "conv1", "qkv": "conv1d"}
-    dense["proj_out"] = "conv1d" if unet.context_width is None else "conv1"
+    projection = "linear" if unet.linear_projections else "conv1"
+    dense = {"shortcut": "conv1", "proj_in": projection, "qkv": "conv1d"}
+    dense["proj_out"] = "conv1d" if unet.context_width is None else projection
 
     def translate(modules: Path) -> tuple[str, str]:
         place, *rest = modules
@@ -115,32 +114,6 @@ def _transformer_block(modules: list[str]) -> list[str]:
     inner = {"ff.proj": "ff.net.0.proj", "ff.out": "ff.net.2"}.get(inner, inner)
     inner = inner.replace("to_out", "to_out.0")
     return ["transformer_blocks", modules[0].removeprefix("block_"), inner]
-
-
-def text_names(transformer: TextTransformer) -> Names:
-    """`BERTEmbedder`, names below "cond_stage_model."; `to_logits` has no use here."""
-    prefix, layers = "transformer.", "transformer.attn_layers.layers."
-    whole = {"tokens": "token_emb", "positions": "pos_emb.emb", "norm": "norm"}
-
-    def translate(modules: Path) -> tuple[str, str]:
-        place, *rest = modules
-        if place in whole:
-            return prefix + whole[place], "same"
-        kind, _, number = place.rpartition("_")
-        layer = 2 * int(number) + kind.startswith("ff")
-        kinds = {"attn_norm": "0", "attn": "1", "ff_norm": "0"}
-        kinds |= {"ff_in": "1.net.0.0", "ff_out": "1.net.2"}
-        return ".".join([f"{layers}{layer}", kinds[kind], *rest]), "linear"
-
-    names = make_names(transformer, _text_inputs(transformer), translate)
-    return names | _unused_logits(transformer, prefix)
-
-
-def _unused_logits(transformer: TextTransformer, prefix: str) -> Names:
-    """The word predictor that both programs store and never evaluate."""
-    weight = Entry(None, "linear", (transformer.vocab_size, transformer.width))
-    bias = Entry(None, "same", weight.shape[:1])
-    return {f"{prefix}to_logits.weight": weight, f"{prefix}to_logits.bias": bias}
 
 
 # diffusers.
@@ -202,6 +175,8 @@ def diffusers_unet_names(unet: UNet, in_channels: int | None = None) -> Names:
     whole = {
         "time_0": "time_embedding.linear_1",
         "time_2": "time_embedding.linear_2",
+        "vector_0": "add_embedding.linear_1",
+        "vector_2": "add_embedding.linear_2",
         "out_norm": "conv_norm_out",
         "out_conv": "conv_out",
         "input_0_0": "conv_in",
@@ -209,7 +184,7 @@ def diffusers_unet_names(unet: UNet, in_channels: int | None = None) -> Names:
         "middle_1": "mid_block.attentions.0",
         "middle_2": "mid_block.resnets.1",
     }
-    projection = "conv1" if spatial else "linear"
+    projection = "conv1" if spatial and not unet.linear_projections else "linear"
     dense = {"shortcut": "conv1", "proj_in": projection, "proj_out": projection}
 
     def place_name(place: str, rest: list[str]) -> str:
@@ -254,26 +229,3 @@ def _split_qkv(names: Names, unet: UNet) -> Names:
                 shape=(width, *entry.shape[1:]), part=Part(index, 3, unet.heads(width))
             )
     return split
-
-
-def diffusers_text_names(transformer: TextTransformer) -> Names:
-    """`LDMBertModel`; `to_logits` has no use here."""
-    whole = {"tokens": "embed_tokens", "positions": "embed_positions"}
-    whole["norm"] = "layer_norm"
-
-    def translate(modules: Path) -> tuple[str, str]:
-        place, *rest = modules
-        if place in whole:
-            return "model." + whole[place], "same"
-        kind, _, number = place.rpartition("_")
-        inner = {
-            "attn_norm": "self_attn_layer_norm",
-            "attn": f"self_attn.{''.join(rest).removeprefix('to_')}_proj",
-            "ff_norm": "final_layer_norm",
-            "ff_in": "fc1",
-            "ff_out": "fc2",
-        }[kind]
-        return f"model.layers.{number}.{inner}", "linear"
-
-    names = make_names(transformer, _text_inputs(transformer), translate)
-    return names | _unused_logits(transformer, "")

@@ -19,12 +19,56 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import build, image, rng, samplers, tasks, tiling, weights
+from lDM_jax import build, image, requests, rng, samplers, tasks, tiling, weights
 from lDM_jax.arrays import Array, Cond, UserError
-from lDM_jax.guidance import classifier_free
+from lDM_jax.diffusion import Grid
+from lDM_jax.guidance import by_region, classifier_free
+from lDM_jax.models.unet import check_extent
+from lDM_jax.requests import Canvas, Request
 from lDM_jax.training.diffusion import Model
+from lDM_jax.windows import in_windows
 
 BATCH = 8
+
+
+class Course(NamedTuple):
+    """What a trajectory runs on: traced values, so that changing one never retraces.
+
+    start: the first step, above 0 for image to image; z0 and keep: the known latents
+    "1 h w c" and where they are held "1 h w 1" (1 = known), or None.
+    """
+
+    cond: Cond
+    null: Cond
+    guidance: float
+    eta: float
+    start: int
+    z0: Array | None = None
+    keep: Array | None = None
+
+
+class Way(NamedTuple):
+    """What a trajectory is compiled for.
+
+    shape: of one row of latents; window: side of the windows in latent positions, 0 for
+    none; regional: "attention", "latent" or "" without regions.
+    """
+
+    sampler: str
+    steps: int
+    spacing: str
+    shape: tuple[int, int, int]
+    guided: bool
+    window: int = 0
+    regional: str = ""
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a stream follows; `Pipeline.update` replaces it midway."""
+
+    request: Request
+    course: Course
 
 
 class Step(NamedTuple):
@@ -37,24 +81,7 @@ class Step(NamedTuple):
     total: int
     z: Array
     z0_hat: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Everything that determines pictures, besides the weights.
-
-    prompt, negative: one text for all seeds. seeds: non-negative integers below 2^32.
-    None takes the model's own default (steps, guidance, sampler).
-    """
-
-    prompt: str | None = None
-    negative: str = ""
-    label: int | None = None
-    seeds: tuple[int, ...] = (0,)
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    eta: float = 0.0
+    plan: Plan
 
 
 class Pipeline:
@@ -80,7 +107,8 @@ class Pipeline:
                 f"{name} is a first stage: it encodes and decodes but does not draw; "
                 "give a model of stage 'diffusion'"
             )
-        codec, frozen = build.first_stage(config)
+        codec, codec_params = build.first_stage(config)
+        frozen = build.frozen(config, codec_params)
         model = build.model(config, codec)
         pipe = cls(config, model, params, frozen)
         weights.check_cover(params, pipe.abstract_params, what=str(name))
@@ -90,10 +118,15 @@ class Pipeline:
     def abstract_params(self) -> dict:
         """Shapes of the parameters, by tracing the model's init."""
         key = jax.eval_shape(lambda: jax.random.key(0))
-        z0 = jnp.zeros((1, *self.latent_shape))
-        return jax.eval_shape(
-            lambda key: self.model.init(key, self._conditions(Request("x"), 1), z0), key
+        z0 = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
+        rows = tasks.example_shapes(
+            self.task,
+            self.tokenizer,
+            rows=1,
+            size_px=self.config.data.size_px,
+            factor=self.config.get("low_res", {}).get("factor", 4),
         )
+        return jax.eval_shape(self.model.init, key, rows, z0)
 
     def resolved(self, request: Request) -> Request:
         """The request with the model's defaults filled in, checked.
@@ -106,6 +139,7 @@ class Pipeline:
             seeds=tuple(int(seed) for seed in request.seeds),
             sampler=defaults.sampler if request.sampler is None else request.sampler,
             steps=defaults.steps if request.steps is None else int(request.steps),
+            spacing=request.spacing or defaults.get("spacing", "leading"),
             guidance=float(
                 defaults.guidance if request.guidance is None else request.guidance
             ),
@@ -121,9 +155,16 @@ class Pipeline:
                 f"eta is {request.eta}, but the sampler {request.sampler!r} has none; "
                 "leave it at 0 or take the sampler 'ddim'"
             )
-        self.model.process.grid(request.steps)
-        self._conditions(request, 1)
+        self.model.process.grid(request.steps, request.spacing)
+        requests.check(request, self.config)
+        self.latent_extent(requests.canvas(request, self.config))
         return request
+
+    def latent_extent(self, given: Canvas) -> tuple[int, int, int]:
+        """(h, w, c) of the latents of a canvas. UserError for sides that do not fit."""
+        shape = self.model.codec.latent_shape(given.height_px, given.width_px)
+        check_extent(shape[:2], self.model.unet.halvings)
+        return shape
 
     def resolved_defaults(self, **options) -> dict:
         """sampler, steps, guidance and eta as they will be used, for records."""
@@ -145,49 +186,80 @@ class Pipeline:
     def run(self, request: Request) -> Iterator[np.ndarray]:
         """The pictures of a resolved request, one a seed, as they are finished."""
         rows = min(BATCH, len(request.seeds))
+        given = requests.canvas(request, self.config)
+        course, way = self.course(request, given, rows), self._way(request, given)
         for start in range(0, len(request.seeds), rows):
             seeds = request.seeds[start : start + rows]
             padded = seeds + (seeds[-1],) * (rows - len(seeds))
-            cond, null = self.conditions(request, rows)
-            z = self._trajectory(request.sampler, request.steps)(
-                self.params,
-                rng.seed_keys(padded),
-                cond,
-                null,
-                request.guidance,
-                request.eta,
-            )
-            yield from self.to_pixels(z)[: len(seeds)]
+            z = self._trajectory(way)(self.params, rng.seed_keys(padded), course)
+            yield from self.finish(z, given, request.window_px)[: len(seeds)]
 
     def stream(self, prompt: str | None = None, **options) -> Iterator[Step]:
-        """One `Step` after every sampler step, for all seeds of one request at once."""
+        """One `Step` after every sampler step, for all seeds of one request at once.
+
+        `update` changes the request of a step: the next steps follow it.
+        """
         request = self.resolved(Request(prompt=prompt, **options))
-        rows = len(request.seeds)
+        given = requests.canvas(request, self.config)
         keys = rng.seed_keys(request.seeds)
-        cond, null = self.conditions(request, rows)
-        start, advance = self._single_step(request.sampler, request.steps)
-        carry = start(keys)
-        for index in range(request.steps):
-            carry = advance(
-                self.params,
-                carry,
-                index,
-                keys,
-                cond,
-                null,
-                request.guidance,
-                request.eta,
-            )
-            yield Step(index + 1, request.steps, carry.z, carry.z0_hat)
+        plan = Plan(request, self.course(request, given, len(request.seeds)))
+        begin, advance = self._single_step(self._way(request, given))
+        carry = begin(keys, plan.course)
+        for index in range(int(plan.course.start), request.steps):
+            carry = advance(self.params, carry, index, keys, plan.course)
+            yield Step(index + 1, request.steps, carry.z, carry.z0_hat, plan)
+
+    def update(self, step: Step, **changes) -> None:
+        """Change prompt, negative, guidance, mask, ... for the steps after `step`.
+
+        Nothing is compiled again. UserError for what shapes the trajectory: seeds,
+        sampler, steps, spacing, size, or a mask where there was none.
+        """
+        fixed = ("seeds", "sampler", "steps", "spacing", "size_px", "strength")
+        wrong = [name for name in changes if name in fixed]
+        if wrong:
+            raise UserError(f"{', '.join(wrong)} cannot change midway")
+        old = step.plan
+        request = self.resolved(dataclasses.replace(old.request, **changes))
+        given = requests.canvas(request, self.config)
+        course = self.course(request, given, len(request.seeds))
+        if (course.keep is None) != (old.course.keep is None):
+            raise UserError("a mask cannot come or go midway, only change")
+        old.request, old.course = request, course._replace(start=old.course.start)
+
+    def course(self, request: Request, given: Canvas, rows: int) -> Course:
+        """Conditions, and the known latents of image to image and of blending."""
+        cond, null = self.conditions(request, rows, given)
+        course = Course(cond, null, request.guidance, request.eta, 0)
+        if given.image is None or self.task.name in requests.OWN_IMAGE:
+            return course
+        z0 = self.model.codec.mode(self.codec_moments(given.image[None]))
+        start = request.steps - max(1, round(request.strength * request.steps))
+        if given.mask is None:
+            return course._replace(start=start, z0=z0)
+        # a latent position is known if no pixel of its cell is to be painted
+        cell = self.model.codec.factor
+        h, w = z0.shape[1:3]
+        paint = given.mask.reshape(h, cell, w, cell).max(axis=(1, 3))
+        return course._replace(start=start, z0=z0, keep=1 - paint[None, :, :, None])
+
+    def finish(self, z0: Array, given: Canvas, tile_px: int = 0) -> np.ndarray:
+        """Latents -> uint8 pictures, with the known pixels of a mask pasted back."""
+        pixels = image.to_uint8(jax.device_get(self.decode(z0, tile_px=tile_px)))
+        if given.mask is None:
+            return pixels
+        return np.where(given.mask[None] > 0, pixels, image.to_uint8(given.image))
 
     def to_pixels(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures."""
-        return image.to_uint8(jax.device_get(self._decode(self.frozen, z0)))
+        return image.to_uint8(
+            jax.device_get(self._decode(self.frozen["first_stage"], z0))
+        )
 
     def codec_moments(self, x: np.ndarray) -> Array:
         """uint8 or f32 [-1, 1] pixels "b H W 3" -> moments of the first stage."""
         x = image.to_float(x) if np.asarray(x).dtype == np.uint8 else x
-        return self._moments(self.frozen, jnp.asarray(x))
+        return self._moments(self.frozen["first_stage"], jnp.asarray(x))
 
     def encode(self, x: np.ndarray, *, tile_px: int = 0, exact: bool = False) -> Array:
         """Pixels -> scaled latents z0 (the posterior's mean).
@@ -199,38 +271,69 @@ class Pipeline:
             return codec.mode(self.codec_moments(x))
         x = image.to_float(x) if np.asarray(x).dtype == np.uint8 else np.asarray(x)
         options = dict(tile_px=tile_px, exact=exact)
-        return codec.mode(tiling.encode_tiled(codec, self.frozen, x, **options))
+        params = self.frozen["first_stage"]
+        return codec.mode(tiling.encode_tiled(codec, params, x, **options))
 
     def decode(self, z0: Array, *, tile_px: int = 0, exact: bool = False) -> Array:
         """Scaled latents -> f32 pixels, about [-1, 1]; tile_px as in `encode`."""
         if not tile_px:
-            return self._decode(self.frozen, z0)
+            return self._decode(self.frozen["first_stage"], z0)
         options = dict(tile_px=tile_px, exact=exact)
-        z0 = jax.device_get(z0)
-        return tiling.decode_tiled(self.model.codec, self.frozen, z0, **options)
+        params, z0 = self.frozen["first_stage"], jax.device_get(z0)
+        return tiling.decode_tiled(self.model.codec, params, z0, **options)
 
     def denoise(self, z_t: Array, t: Array, cond: Cond) -> Array:
         """One network evaluation with the EMA weights."""
         return self._denoise(self.params, z_t, t, cond)
 
-    def conditions(self, request: Request, rows: int) -> tuple[Cond, Cond]:
+    def conditions(
+        self, request: Request, rows: int, given: Canvas | None = None
+    ) -> tuple[Cond, Cond]:
         """(condition, null condition) of `rows` equal rows; negative replaces null."""
-        batch = self._conditions(request, rows)
-        cond = self._condition(self.params, batch, jnp.zeros(rows, bool))
+        given = requests.canvas(request, self.config) if given is None else given
+        keep, drop = jnp.zeros(rows, bool), jnp.ones(rows, bool)
+        batch = self._batch(request, given, rows)
+        cond = self._condition(self.params, self.frozen, batch, keep)
+        if request.regions:
+            return self._regional(request, given, cond)
         if request.negative:
             negative = dataclasses.replace(request, prompt=request.negative)
-            batch, drop = self._conditions(negative, rows), jnp.zeros(rows, bool)
-        else:
-            drop = jnp.ones(rows, bool)
-        return cond, self._condition(self.params, batch, drop)
+            batch, drop = self._batch(negative, given, rows), keep
+        return cond, self._condition(self.params, self.frozen, batch, drop)
 
-    def _conditions(self, request: Request, rows: int) -> dict:
-        prompts = None if request.prompt is None else [request.prompt] * rows
-        labels = None if request.label is None else [request.label] * rows
-        batch = tasks.request_batch(
-            self.task, self.tokenizer, prompts=prompts, labels=labels, rows=rows
+    def _regional(
+        self, request: Request, given: Canvas, cond: Cond
+    ) -> tuple[Cond, Cond]:
+        """`conditions` with a text for each region, the prompt's first."""
+        plain = dataclasses.replace(request, regions=None)
+        texts, rows = [cond], cond.context.shape[0]
+        for prompt, _ in request.regions:
+            one = dataclasses.replace(plain, prompt=prompt)
+            texts.append(self.conditions(one, rows, given)[0])
+        nulls = [self.conditions(plain, rows, given)[1]] * len(texts)
+        cell = self.model.codec.factor
+        maps = requests.region_maps(request, given)
+        h, w = given.height_px // cell, given.width_px // cell
+        # a position belongs where most of its pixels do
+        maps = maps.reshape(h, cell, w, cell, -1).mean(axis=(1, 3)) >= 0.5
+        regions = jnp.repeat(jnp.asarray(maps, jnp.float32)[None], rows, axis=0)
+
+        def join(parts: list[Cond]) -> Cond:
+            contexts = jnp.concatenate([part.context for part in parts], axis=1)
+            return parts[0].replace(context=contexts, regions=regions)
+
+        return join(texts), join(nulls)
+
+    def _batch(self, request: Request, given: Canvas, rows: int) -> dict:
+        made = requests.batch(
+            request,
+            given,
+            task=self.task.name,
+            tokenizer=self.tokenizer,
+            rows=rows,
+            num_labels=self.config.get("num_classes", 0),
         )
-        return {name: jnp.asarray(value) for name, value in batch.items()}
+        return {name: jnp.asarray(value) for name, value in made.items()}
 
     @cached_property
     def _condition(self):
@@ -252,48 +355,93 @@ class Pipeline:
     def _compiled(self) -> dict:
         return {}
 
-    def _guided(self, params, cond: Cond, null: Cond, guidance):
+    def _way(self, request: Request, given: Canvas) -> Way:
+        """The program of a request."""
+        guided = request.guidance != 1 and self.task.route is not None
+        return Way(
+            request.sampler,
+            request.steps,
+            request.spacing,
+            self.latent_extent(given),
+            guided,
+            request.window_px // self.model.codec.factor,
+            request.regional if request.regions else "",
+        )
+
+    def _denoiser(self, params, course: Course, way: Way):
         def network(z, t, cond):
             return self.model.denoise(params, z, t, cond)
 
-        return classifier_free(network, cond, null, guidance)
+        if way.regional == "latent":
+            network = by_region(network)
+        if way.window:
+            extent, overlap = way.shape[:2], way.window // 4
+            network = in_windows(network, extent, window=way.window, overlap=overlap)
+        if not way.guided:
+            return lambda z, t: network(z, t, course.cond)
+        return classifier_free(network, course.cond, course.null, course.guidance)
 
-    def _trajectory(self, sampler: str, steps: int):
-        """The whole trajectory as one program, compiled once per (sampler, steps)."""
-        process, grid = self.model.process, self.model.process.grid(steps)
+    def _begin(self, keys, course: Course, grid: Grid, shape) -> tuple:
+        """(z at course.start, what holds the known latents or None)."""
+        eps = rng.normal_per_seed(keys, shape)
+        if course.z0 is None:
+            return eps, None
+        # clean at the end, where the original's grid leaves a little noise
+        alphas = jnp.asarray([*grid.alphas[:-1], 1.0], jnp.float32)
+        sigmas = jnp.asarray([*grid.sigmas[:-1], 0.0], jnp.float32)
 
-        def run(params, keys, cond, null, guidance, eta):
+        def known(i):
+            return alphas[i] * course.z0 + sigmas[i] * eps
+
+        def hold(z, i):
+            return course.keep * known(i) + (1 - course.keep) * z
+
+        # from pure noise where everything may change, as if there were no image
+        z = jnp.where(course.start == 0, eps, known(course.start))
+        return z, None if course.keep is None else hold
+
+    def _trajectory(self, way: Way):
+        """A whole trajectory as one program, compiled once for these arguments."""
+        process = self.model.process
+        grid = process.grid(way.steps, way.spacing)
+
+        def run(params, keys, course):
+            z, hold = self._begin(keys, course, grid, way.shape)
             return samplers.sample(
-                self._guided(params, cond, null, guidance),
-                rng.normal_per_seed(keys, self.latent_shape),
+                self._denoiser(params, course, way),
+                z,
                 process,
                 grid=grid,
-                sampler=sampler,
-                eta=eta,
+                sampler=way.sampler,
+                eta=course.eta,
                 keys=keys,
+                start=course.start,
+                constrain=hold,
             )
 
-        return self._compiled.setdefault(("run", sampler, steps), jax.jit(run))
+        return self._compiled.setdefault(("run", way), jax.jit(run))
 
-    def _single_step(self, sampler: str, steps: int):
-        """(start, advance): the same trajectory, one step a call, compiled once."""
-        process, grid = self.model.process, self.model.process.grid(steps)
+    def _single_step(self, way: Way):
+        """(begin, advance): the same trajectory, one step a call, compiled once."""
+        process = self.model.process
+        grid = process.grid(way.steps, way.spacing)
 
-        def start(keys):
-            z = rng.normal_per_seed(keys, self.latent_shape)
-            return samplers.start_carry(z, sampler)
+        def begin(keys, course):
+            z, _ = self._begin(keys, course, grid, way.shape)
+            return samplers.start_carry(z, way.sampler)
 
-        def advance(params, carry, index, keys, cond, null, guidance, eta):
+        def advance(params, carry, index, keys, course):
             return samplers.step(
-                self._guided(params, cond, null, guidance),
+                self._denoiser(params, course, way),
                 carry,
                 index,
                 process,
                 grid=grid,
-                sampler=sampler,
-                eta=eta,
+                sampler=way.sampler,
+                eta=course.eta,
                 keys=keys,
+                constrain=self._begin(keys, course, grid, way.shape)[1],
             )
 
-        pair = (jax.jit(start), jax.jit(advance))
-        return self._compiled.setdefault(("step", sampler, steps), pair)
+        pair = (jax.jit(begin), jax.jit(advance))
+        return self._compiled.setdefault(("step", way), pair)

@@ -262,8 +262,12 @@ def step(
     sampler: str = "ddim",
     eta: int | float | Array = 0.0,
     keys: Array | None = None,
+    constrain: Callable[[Array, Array], Array] | None = None,
 ) -> Carry:
     """Step i of the grid, from its time i to its time i + 1; i may be traced.
+
+    constrain: (z, i) -> z at time i, applied before the step and, with i + 1, after
+    it; blended inpainting holds the known latents so.
 
     eta: DDIM's noise, 0 (none) to 1 (ancestral); UserError where a sampler has none.
     keys "b": the noise of row j is normal(fold_in(keys[j], i + 1)), so that a row does
@@ -282,7 +286,11 @@ def step(
         noise = rng.normal_per_seed(keys, carry.z.shape[1:], step=i + 1)
         noise = noise.astype(carry.z.dtype)
     move = Move(denoise, process, grid, i, carry.z.dtype)
+    if constrain is not None:
+        carry = carry._replace(z=constrain(carry.z, i))
     z, z0_hat, memory = rule(move, carry, eta, noise)
+    if constrain is not None:
+        z = constrain(z, i + 1)
     return Carry(z, z0_hat, memory, carry.age + 1)
 
 
@@ -297,12 +305,13 @@ def sample(
     eta: int | float | Array = 0.0,
     keys: Array | None = None,
     start: int | Array = 0,
+    constrain: Callable[[Array, Array], Array] | None = None,
 ) -> Float[Array, "b h w c"]:
     """The latents at the end of the grid, from z_T at its time `start`.
 
     z_T is alpha z0 + sigma eps there: plain noise for start = 0, noised latents for
     image to image; start = grid.steps returns it. One scan (a while loop if `start` is
-    traced). UserError for a start outside 0 .. grid.steps; eta and keys as in `step`.
+    traced). UserError for a start outside 0 .. grid.steps; the rest as in `step`.
     """
     if isinstance(start, int) and not 0 <= start <= grid.steps:
         raise UserError(f"start is {start}; valid: 0 .. {grid.steps}")
@@ -318,6 +327,7 @@ def sample(
             sampler=sampler,
             eta=eta,
             keys=keys,
+            constrain=constrain,
         ),
         start_carry(z_T, sampler),
     ).z

@@ -5,20 +5,24 @@ the captions were. A task never builds networks; `build` turns its routes into t
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jax import ShapeDtypeStruct
 
 from lDM_jax.arrays import Batch, UserError
 from lDM_jax.data import transforms
+from lDM_jax.data.degrade import Degrade
+from lDM_jax.data.masks import RandomMask
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One conditioning scheme.
 
-    route: (batch key, encoder name, field of Cond), or None without condition.
+    route: (batch key, encoder name, field of Cond), or None without condition. The
+    encoder "as_is" is no network. `masked` is derived from image and mask by the first
+    stage (`training.diffusion.Model`).
     """
 
     name: str
@@ -31,8 +35,17 @@ TASKS = {
         Task("unconditional"),
         Task("class", ("label", "class", "context")),
         Task("text", ("tokens", "text", "context")),
+        Task("layout", ("boxes", "layout", "context")),
+        Task("semantic", ("segmentation", "rescaler", "concat")),
+        Task("super_resolution", ("low_res", "as_is", "concat")),
+        Task("inpaint", ("masked", "as_is", "concat")),
+        Task("retrieval", ("embeddings", "as_is", "context")),
     )
 }
+
+
+# CLIP's image and text embeddings, of which retrieval-augmented models read a few.
+RETRIEVAL_WIDTH = 768
 
 
 def get_task(name: str) -> Task:
@@ -48,51 +61,55 @@ def train_transform(
     *,
     background: str,
     flip: float,
+    low_res: Mapping | None = None,
+    masks: Mapping | None = None,
 ) -> Callable:
-    """Source example -> batch row: image f32 plus the task's condition."""
+    """Source example -> batch row: image f32 plus the task's condition.
+
+    low_res: arguments of `degrade.Degrade`; masks: of `masks.RandomMask`.
+    """
     steps = [transforms.Composite(background=background)]
     if flip > 0:
         steps.append(transforms.RandomFlip(probability=flip))
     keep = ["image"]
     if task.name == "text":
         steps.append(transforms.Tokenize(tokenizer))
-    if task.route is not None:
+    elif task.name == "layout":
+        steps.append(transforms.TokenizeLayout(tokenizer))
+    elif task.name == "super_resolution":
+        steps.append(Degrade(**(low_res or {})))
+    elif task.name == "inpaint":
+        steps.append(RandomMask(**(masks or {})))
+        keep.append("mask")
+    if task.route is not None and task.name != "inpaint":
         keep.append(task.route[0])
     return transforms.compose(*steps, transforms.Keep(tuple(keep)))
 
 
-def request_batch(
+def example_shapes(
     task: Task,
     tokenizer: Callable | None,
     *,
-    prompts: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
     rows: int,
+    size_px: int,
+    factor: int = 4,
 ) -> Batch:
-    """What the conditioner reads at sampling time, for `rows` images.
-
-    prompts (text) or labels (class) hold one entry an image. Raises UserError when
-    the task needs a condition that was not given.
-    """
-    if task.name == "text":
-        if not prompts:
-            raise UserError("this model draws from text: give at least one prompt")
-        if any(not prompt.strip() for prompt in prompts):
-            raise UserError("a prompt is empty: give at least one word")
-        return {"tokens": tokenizer(list(prompts))}
-    if prompts:
-        raise UserError(f"this model ({task.name}) takes no prompt")
-    if task.name == "class":
-        if labels is None:
-            raise UserError("this model draws from classes: give labels")
-        return {"label": np.asarray(labels, np.int32)}
-    return {"rows": np.zeros(rows, np.int32)}
-
-
-def example_shapes(task: Task, tokenizer: Callable | None, *, rows: int) -> Batch:
-    """Abstract conditions of a batch, for shapes alone."""
-    if task.name == "text":
-        return {"tokens": ShapeDtypeStruct((rows, tokenizer.max_length), np.int32)}
-    if task.name == "class":
-        return {"label": ShapeDtypeStruct((rows,), np.int32)}
-    return {}
+    """Abstract conditions of a batch, for shapes alone; factor: of `low_res`."""
+    side = size_px // factor
+    shapes = {
+        "text": {"tokens": ("i", tokenizer and tokenizer.max_length)},
+        "layout": {"boxes": ("i", tokenizer and tokenizer.max_length)},
+        "class": {"label": ("i",)},
+        "semantic": {"segmentation": ("i", size_px, size_px)},
+        "super_resolution": {"low_res": ("f", side, side, 3)},
+        "inpaint": {
+            "image": ("f", size_px, size_px, 3),
+            "mask": ("f", size_px, size_px, 1),
+        },
+        "retrieval": {"embeddings": ("f", 1, RETRIEVAL_WIDTH)},
+    }.get(task.name, {})
+    dtypes = {"i": np.int32, "f": np.float32}
+    return {
+        key: ShapeDtypeStruct((rows, *shape), dtypes[kind])
+        for key, (kind, *shape) in shapes.items()
+    }

@@ -103,8 +103,17 @@ class TorchFile(Mapping):
         array = np.lib.stride_tricks.as_strided(array, view.shape, strides)
         if view.widen:
             bits = array.astype(np.uint32) << np.uint32(16)
-            return bits.view(np.float32)
-        return array.astype(view.dtype.newbyteorder("="), order="C")
+            found = bits.view(np.float32)
+        else:
+            found = array.astype(view.dtype.newbyteorder("="), order="C")
+        self._release(begin, end)
+        return found
+
+    def _release(self, begin: int, end: int) -> None:
+        """Give back the pages of bytes that were read: they count as our memory."""
+        if hasattr(mmap, "MADV_DONTNEED") and end > begin:
+            start = begin - begin % mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
@@ -130,6 +139,51 @@ def read(path: str | os.PathLike) -> TorchFile:
         return TorchFile(path, data, _views(data))
     except (_Refused, BrokenPickle) as error:
         raise UserError(f"{path} {_line(str(error), 500)}") from None
+
+
+class Shards(Mapping):
+    """One state dict in several files: each name, and the file that has it."""
+
+    def __init__(self, files: dict[str, TorchFile]):
+        self._files = files
+        self.shapes = {name: file.shapes[name] for name, file in files.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read_index(path: str | os.PathLike) -> Shards:
+    """The state dict of an index, {"weight_map": {name: file beside the index}}.
+
+    Raises UserError for a damaged index, for files that are missing or damaged, and
+    unless the index names exactly what its files hold.
+    """
+    path = Path(path)
+    try:
+        places = json.loads(path.read_text())["weight_map"]
+        named = {name: str(file) for name, file in places.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is no index of weights (no weight_map)") from None
+    outside = [file for file in named.values() if Path(file).name != file]
+    if outside or not named:
+        raise UserError(f"{path} names no files beside it: {outside[:1]}")
+    files = {file: read(path.parent / file) for file in sorted(set(named.values()))}
+    held = {(name, file) for file, inner in files.items() for name in inner}
+    wrong = sorted(held ^ set(named.items()))
+    if wrong:
+        raise UserError(
+            f"{path} and its files disagree about {len(wrong)} entries: "
+            f"{_line(wrong[0][0], 80)} in {_line(wrong[0][1], 80)}"
+        )
+    return Shards({name: files[file] for name, file in named.items()})
 
 
 class _Refused(ValueError):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import emoji, emoji_autoencoder
-from lDM_jax import build, weights
+from lDM_jax import build, experiment, weights
 from lDM_jax.arrays import UserError
 from lDM_jax.codec import Codec, channel_statistics, latent_scale, pooled_variances
 from lDM_jax.models.autoencoder import Autoencoder, Identity
@@ -89,12 +89,13 @@ def test_a_diffusion_over_pixels_builds_and_steps():
     config = emoji.get_config("smoke").unlock()
     config.first_stage.path = "identity"
     assert "latents (4, 32, 32, 3)" in summary(config)
-    experiment = build.experiment(config)
-    assert config.first_stage.scale == 0 and experiment.frozen == {}
+    made = experiment.make(config)
+    assert config.first_stage.scale == 0
+    assert made.frozen == {"first_stage": {}}
     key = jax.random.key(0)
-    state = jax.eval_shape(experiment.stage.init, key)
-    step = experiment.stage.step
-    _, scalars = jax.eval_shape(step, state, {}, experiment.example_batch, key)
+    state = jax.eval_shape(made.stage.init, key)
+    step = made.stage.step
+    _, scalars = jax.eval_shape(step, state, {}, made.example_batch, key)
     assert scalars["loss"].shape == ()
 
 

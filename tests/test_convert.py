@@ -17,7 +17,7 @@ import yaml
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from lDM_jax import architectures, build, convert, torch_file, weights
+from lDM_jax import architectures, build, convert, experiment, torch_file, weights
 from lDM_jax import names as tables
 from lDM_jax.arrays import UserError
 from lDM_jax.models.autoencoder import Autoencoder
@@ -122,7 +122,7 @@ def test_released_first_stages(model, tmp_path, monkeypatch):
     assert (shapes.pop("loss.logvar", None) is None) == model.startswith("vq")
     monkeypatch.setattr(torch_file, "read", lambda path: hollow(everything))
     (tmp_path / "model.yaml").write_text(released_yaml(model))
-    found = tool.read_original("", str(tmp_path / "model.yaml"), raw=False)
+    found = tool.read_original("", str(tmp_path / "model.yaml"), weights="")
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     assert found.report == [
         f"used: {len(shapes)} entries, {count:,} parameters",
@@ -163,7 +163,7 @@ def test_toy_checkpoint_becomes_a_weights_directory(tmp_path, capsys):
     assert config.stage == "autoencoder" and "latent_scale" not in config
     first_stage = ConfigDict({"first_stage": dict(path=str(out), scale=0.0)})
     codec, _ = build.first_stage(first_stage)
-    assert codec.scale == 1.0 and build.needs_scale(first_stage)
+    assert codec.scale == 1.0 and experiment.needs_scale(first_stage)
 
 
 def test_half_and_scale(tmp_path, capsys):
@@ -175,7 +175,7 @@ def test_half_and_scale(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, params, toy_reference())  # was f16
     first_stage = ConfigDict({"first_stage": dict(path=str(out), scale=0.0)})
     assert build.first_stage(first_stage)[0].scale == 0.18215
-    assert not build.needs_scale(first_stage)
+    assert not experiment.needs_scale(first_stage)
 
 
 def test_scale_factor_of_the_yaml(tmp_path):
@@ -263,7 +263,7 @@ def test_averaged_weights_of_vq_models(tmp_path, capsys):
     text = text.replace("embed_dim: 3", "embed_dim: 3\n    use_ema: true")
     flags = original(tmp_path, text, whole)
     table = tables.autoencoder_names(Autoencoder(64, (1, 2, 4), 2, 3, 3, num_codes=64))
-    for extra, source in ((), ema), (("--raw",), state_dict):
+    for extra, source in ((), ema), (("--weights", "raw"), state_dict):
         out = tmp_path / f"out{len(extra)}"
         assert run(*flags[:-1], out, *extra) == 0
         params = build.load_trained(str(out))[1]
@@ -325,6 +325,7 @@ def test_bad_flags(tmp_path, capsys):
     here.mkdir()
     (here / "file").touch()
     to = "--to", "diffusers", tmp_path / "out"
+    ours = "--to", "original", tmp_path / "out"
     for bad, reason in (
         ((), "give exactly one of --checkpoint, --from and --to"),
         ((*flags, "--from", "diffusers", here), "give exactly one"),
@@ -336,7 +337,8 @@ def test_bad_flags(tmp_path, capsys):
         (("--to", "diffusers", here, "--model", "emoji_kl_f8"), "exists already"),
         (to, "--to needs --model"),
         ((*to, "--model", "nothing"), "no weights at 'nothing'"),
-        ((*to, "--model", "emoji"), "emoji is not a first stage"),
+        ((*ours, "--model", "emoji"), "has 8 heads of 64, this one 4 of 32"),
+        (("--from", "original", here, *where), "program 'original' is unknown"),
         (("--from", "diffusers", here, *where), "no readable config.json"),
         (("--checkpoint", here / "file", *flags[2:]), "file is empty"),
     ):
@@ -350,7 +352,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path, capsys):
     state_dict["quant_conv.bias"] = np.full(8, 1e5, np.float32)
     flags = original(tmp_path, toy.YAML, state_dict)
     message = refusal(capsys, *flags, "--half")
-    assert "['quant_conv']['bias'] holds numbers that are not finite in f16" in message
+    assert "params/quant_conv/bias holds numbers that are not finite in f16" in message
     assert not (tmp_path / "out").exists()
     state_dict["quant_conv.bias"][3] = np.nan
     flags = original(tmp_path, toy.YAML, state_dict)
@@ -362,7 +364,7 @@ def test_nothing_is_left_half_written(tmp_path, capsys, monkeypatch):
         (path / "weights.safetensors").touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save", fail)
+    monkeypatch.setattr(weights, "save_lazily", fail)
     assert "No space left" in refusal(capsys, *original(tmp_path, toy.YAML))
     assert [path.name for path in tmp_path.iterdir()] == ["model.yaml"]
 
@@ -480,7 +482,7 @@ def test_attention_names_before_diffusers_0_15(tmp_path):
     "changes, reason",
     [
         (dict(_class_name="Flux"), "_class_name = 'Flux' is not supported; valid: Aut"),
-        (dict(_class_name=["VQModel"]), "_class_name = list is not supported"),
+        (dict(_class_name=["VQModel"]), "_class_name = a list is not supported"),
         (dict(use_quant_conv=False), "use_quant_conv = False is not supported"),
         (dict(shift_factor=0.1), "shift_factor = 0.1 is not supported"),
         (dict(latents_mean=[0.0]), "latents_mean = a list is not supported"),
@@ -517,7 +519,8 @@ def test_diffusers_directories_without_weights(tmp_path, capsys):
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text("{}")
     message = refusal(capsys, *flags)
-    assert message.endswith(f"give one of its models: {tmp_path / 'vae'}")
+    assert "_class_name = '' is not supported; valid: LDMPipeline, " in message
+    assert message.endswith(f"; alone: {tmp_path / 'vae'}")
 
 
 def test_what_diffusers_cannot_hold():

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lDM_jax import build, image
+from lDM_jax import experiment, image
 from lDM_jax.data.folder import FolderSource, split_files
 from lDM_jax.data.pipeline import batches_once, loader
 from lDM_jax.data.transforms import Composite, Keep, compose
@@ -327,18 +327,20 @@ def config(path, **changes):
 
 def test_build_makes_the_source_and_checks_what_the_task_needs(tmp_path):
     draw(tmp_path / "a.png")
-    assert build.source(config(tmp_path), "train")[0]["image"].shape == (8, 8, 4)
+    assert experiment.source(config(tmp_path), "train")[0]["image"].shape == (8, 8, 4)
     with pytest.raises(UserError, match="needs captions"):
-        build.source(config(tmp_path, task="text"), "train")
+        experiment.source(config(tmp_path, task="text"), "train")
     (tmp_path / "a.txt").write_text("a cat")
-    assert build.source(config(tmp_path, task="text"), "test").captions == ["a cat"]
+    assert experiment.source(config(tmp_path, task="text"), "test").captions == [
+        "a cat"
+    ]
     classes = dict(task="class", num_classes=2)
     with pytest.raises(UserError, match="every image of .* in a sub-folder"):
-        build.source(config(tmp_path, **classes), "train")
+        experiment.source(config(tmp_path, **classes), "train")
     for name in ("cat/a.png", "dog/a.png", "owl/a.png"):
         draw(tmp_path / "by_class" / name)
     with pytest.raises(UserError, match="num_classes = 2, but .* 3 sub-folders"):
-        build.source(config(tmp_path / "by_class", **classes), "train")
+        experiment.source(config(tmp_path / "by_class", **classes), "train")
     classes["num_classes"] = 3
-    source = build.source(config(tmp_path / "by_class", **classes), "train")
+    source = experiment.source(config(tmp_path / "by_class", **classes), "train")
     np.testing.assert_array_equal(source.labels, [0, 1, 2])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import convert
+from lDM_jax import convert, names_text
 from lDM_jax import names as tables
 from lDM_jax.arrays import Cond, UserError
 from lDM_jax.models import layers
@@ -71,7 +71,7 @@ PUBLISHED = {
 def published_names(model: str) -> tuple[convert.Names, ...]:
     """The maps of a published UNet, first stage and text transformer."""
     unet, first_stage, text = PUBLISHED[model]
-    text = {} if text is None else tables.text_names(text)
+    text = {} if text is None else names_text.text_names(text)
     return tables.unet_names(unet), tables.autoencoder_names(first_stage), text
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import convert, guidance, samplers
+from lDM_jax import convert, guidance, names_text, samplers
 from lDM_jax import names as tables
 from lDM_jax.arrays import Cond, UserError
 from lDM_jax.codec import Codec
@@ -161,7 +161,7 @@ def test_head_conventions_are_told_apart():
 @pytest.fixture(scope="module")
 def transformer():
     network = TextTransformer(64, 2)
-    names = tables.text_names(network)
+    names = names_text.text_names(network)
     variables = weights("ldm_txt2img", "cond_stage_model.", names)
     return rule.fast_jit(network.apply), variables
 
@@ -278,7 +278,7 @@ def test_misfit_names_all_three_lists():
 
 def test_unused_entries_may_be_absent_but_not_misshapen():
     network = TextTransformer(8, 1, vocab_size=12, max_length=4)
-    names = tables.text_names(network)
+    names = names_text.text_names(network)
     state_dict = rule.draw({name: entry.shape for name, entry in names.items()})
     assert "transformer.to_logits.weight" in state_dict
     whole = convert.from_original(state_dict, names)

@@ -8,7 +8,8 @@ import pytest
 from configs import emoji
 from lDM_jax import build, weights
 from lDM_jax.arrays import UserError
-from lDM_jax.pipeline import BATCH, Pipeline, Request
+from lDM_jax.pipeline import BATCH, Pipeline, Way
+from lDM_jax.requests import Request
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_stream_ends_where_sample_ends(pipe):
 
 def test_prompt_guidance_and_seed_do_not_retrace(pipe):
     pipe.sample(prompt="red heart", seeds=[0], guidance=2.0)
-    program = pipe._trajectory("ddim", 4)
+    program = pipe._trajectory(Way("ddim", 4, "leading", (8, 8, 3), True))
     before = program._cache_size()
     pipe.sample(prompt="pizza", negative="red", seeds=[9], guidance=7.5, eta=0.3)
     assert program._cache_size() == before
@@ -77,7 +78,9 @@ def test_guidance_one_is_the_conditional_model_and_ignores_the_negative(pipe):
 def test_encode_then_decode_is_the_autoencoder(pipe):
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     codec = pipe.model.codec
-    expected = codec.autoencoder.apply(pipe.frozen, x / np.float32(127.5) - 1)
+    expected = codec.autoencoder.apply(
+        pipe.frozen["first_stage"], x / np.float32(127.5) - 1
+    )
     z0 = pipe.encode(x)
     np.testing.assert_allclose(pipe.decode(z0), expected, atol=1e-4)
     # a picture smaller than a tile is one tile

@@ -1,5 +1,6 @@
-"""BERT's word pieces against published ids and against other programs."""
+"""BERT's and CLIP's word pieces against published ids and against other programs."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,13 @@ import pytest
 
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.errors import UserError
-from lDM_jax.tokenizers import BERT_VOCAB, BertTokenizer
+from lDM_jax.tokenizers import (
+    BERT_VOCAB,
+    BertTokenizer,
+    ClipTokenizer,
+    clip_vocabulary,
+)
+from tests.reference import rule
 
 ROOT = Path(__file__).parent.parent
 HARD_TEXTS = [
@@ -31,6 +38,14 @@ HARD_TEXTS = [
     "word " * 200,
     "-" * 90,
     "مرحبا بالعالم שלום עולם สวัสดี नमस्ते",
+]
+# Special tokens, clitics in both cases, a final sigma, letters that lower to several.
+CLIP_TEXTS = [
+    "A Photo   of\n\ta CAT!!! it's 2024's, don't I'LL we've they're I'd I'M",
+    "a <|endoftext|> b <|startoftext|> <|EndOfText|> <|ENDOFTEXT|>! <start_of_text>",
+    "\u03a3\u0391\u03a3 \u0130 \u01c5 \u1e9e \u0345 'S '\u017f x'y ''s",
+    "\u2026\u2014\u201cquotes\u201d \u2018x\u2019 a\x1cb\x85c &amp; &lt;b&gt;",
+    "1234567890 \u0661\u0662 \u2167 \u00bd",
 ]
 
 
@@ -143,5 +158,87 @@ def test_bad_input_is_named(tmp_path, tokenizer):
 
 def test_tokenizing_does_not_import_jax():
     code = "import sys, lDM_jax.tokenizers as t; t.BertTokenizer()(['a']);"
+    code += "t.ClipTokenizer()(['a']);"
     code += "assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# CLIP.
+@pytest.fixture(scope="module")
+def clip():
+    return ClipTokenizer()
+
+
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        # Ids that the tests of other programs expect.
+        ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]),
+        ("a photo of a dog", [49406, 320, 1125, 539, 320, 1929, 49407]),
+        ("", [49406, 49407]),
+    ],
+)
+def test_clip_known_ids_and_both_paddings(clip, text, ids):
+    tokens = clip([text])
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [ids + [49407] * (77 - len(ids))]
+    assert ClipTokenizer(pad="zero")([text]).tolist() == [pad(ids, 77)]
+
+
+def test_clip_ids_recorded_from_open_clip():
+    """Texts in good repair: what OpenCLIP's own tokenizer, which needs ftfy, made."""
+    recorded = rule.read_arrays(rule.FOLDER / "open_clip.npz")
+    tokens = ClipTokenizer(pad="zero")(recorded["texts"].tolist())
+    assert len(tokens) == 10
+    np.testing.assert_array_equal(tokens, recorded["ids"])
+
+
+@pytest.fixture(scope="module")
+def clip_reference(tmp_path_factory):
+    """transformers' tokenizer, from the two files it reads, written from the asset."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    vocab, merges = clip_vocabulary()
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return transformers.CLIPTokenizerFast.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS + CLIP_TEXTS)
+def test_clip_hard_texts_agree_with_transformers(clip, clip_reference, text):
+    expected = padded(clip_reference, [text])
+    np.testing.assert_array_equal(clip([text]), expected)
+    # The other padding: zeros after the first end that is not the text's own.
+    ends = np.flatnonzero(expected[0] != 49407)[-1] + 2
+    expected[:, ends:] = 0
+    np.testing.assert_array_equal(ClipTokenizer(pad="zero")([text]), expected)
+
+
+def test_clip_captions_agree_with_transformers(clip, clip_reference):
+    captions = EmojiSource(split="test").captions
+    np.testing.assert_array_equal(clip(captions), padded(clip_reference, captions))
+
+
+def test_clip_vocabulary_is_whole(clip):
+    vocab, merges = clip_vocabulary()
+    assert (len(vocab), len(merges)) == (clip.vocab_size, 49_152 - 256 - 2)
+    assert vocab["!"] == 0 and vocab["!</w>"] == 256
+    assert vocab["<|startoftext|>"] == 49_406 and vocab["<|endoftext|>"] == 49_407
+
+
+def test_clip_keeps_its_end_pickles_and_takes_no_text(clip):
+    short = ClipTokenizer(max_length=4, pad="zero")
+    expected = [[49406, 320, 1125, 49407], [49406, 320, 49407, 0]]
+    assert short(["a photo of a cat", "a"]).tolist() == expected
+    assert pickle.loads(pickle.dumps(short))(["a"]).tolist() == expected[1:]
+    assert clip([]).shape == (0, 77)
+
+
+def test_clip_bad_input_is_named(clip):
+    with pytest.raises(UserError, match="max_length is 1"):
+        ClipTokenizer(max_length=1)
+    with pytest.raises(UserError, match="pad is 'left': one of eos, zero"):
+        ClipTokenizer(pad="left")
+    with pytest.raises(TypeError, match="list of texts"):
+        clip("red heart")

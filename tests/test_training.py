@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import build, losses, rng
+from lDM_jax import build, experiment, losses, rng
 from lDM_jax.arrays import UserError
 from lDM_jax.training.optim import make_optimizer, make_schedule
 from lDM_jax.training.sharding import (
@@ -19,12 +19,12 @@ from lDM_jax.training.sharding import (
 from lDM_jax.training.state import ema_update
 
 
-def experiment(name, arg="smoke", **changes):
+def make(name, arg="smoke", **changes):
     config = importlib.import_module(f"configs.{name}").get_config(arg).unlock()
     for key, value in changes.items():
         section, _, field = key.partition("__")
         config[section][field] = value
-    return build.experiment(config)
+    return experiment.make(config)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def experiment(name, arg="smoke", **changes):
 )
 def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
     rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
-    made = experiment(name, arg, **rate)
+    made = make(name, arg, **rate)
     stage, frozen = made.stage, made.frozen
     state = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.step)
@@ -60,7 +60,7 @@ def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
 
 def test_the_denoiser_trains_its_text_transformer_and_averages_it():
     """Unlike the original, tau has an EMA; the frozen first stage gets no gradient."""
-    made = experiment("emoji")
+    made = make("emoji")
     made.iterator.close()
     stage = made.stage
     state = jax.jit(stage.init)(jax.random.key(0))
@@ -81,7 +81,7 @@ def test_the_denoiser_trains_its_text_transformer_and_averages_it():
 
 
 def test_eight_devices_compute_what_one_computes():
-    made = experiment("emoji", train__batch_size=8)
+    made = make("emoji", train__batch_size=8)
     stage, batch = made.stage, next(made.iterator)
     made.iterator.close()
     key = jax.random.key(3)
@@ -153,11 +153,11 @@ def test_mesh_sizes_that_do_not_fill_the_devices_are_refused():
 
 
 def test_latents_cache_equals_encoding_on_the_fly():
-    made = experiment("emoji")
+    made = make("emoji")
     made.iterator.close()
     config = made.config
     codec, params = build.first_stage(config)
-    source, row = build.source(config, "validation"), build.transform(config)
+    source, row = experiment.source(config, "validation"), experiment.transform(config)
     images = np.stack(
         [row(source[i], np.random.default_rng(0))["image"] for i in range(4)]
     )

@@ -100,6 +100,7 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
         frozen={},
         iterator=Rows(settings.train.batch_size, settings.delay_secs),
         eval_batches=list,
+        initial={},
     )
 
 

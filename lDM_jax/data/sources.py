@@ -144,6 +144,12 @@ class EmojiSource:
         return list(self._groups)
 
     @property
+    def group_labels(self) -> np.ndarray:
+        """i32 "len(self)": the index in `groups` of every emoji of this split."""
+        indices = [self._groups.index(header["group"]) for header in self._headers]
+        return np.array(indices, np.int32)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the split's headers and pictures and of size_px, in hexadecimal."""
         digest = hashlib.sha256(f"emoji {self.split} {self.size_px}".encode())

@@ -68,7 +68,10 @@ class Composite:
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirror left and right with the given probability, all pixel keys together."""
+    """Mirror left and right with the given probability, all pixel keys together.
+
+    In a layout left becomes 1 - left - width; ValueError if it is tokens already.
+    """
 
     probability: float = 0.5
 
@@ -79,6 +82,8 @@ class RandomFlip:
             )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        if "boxes" in example:
+            raise ValueError("flip before the layout becomes tokens, not after")
         if rng.random() >= self.probability:
             return example
         flipped = {
@@ -86,6 +91,11 @@ class RandomFlip:
             for key in SPATIAL_KEYS
             if key in example
         }
+        if "layout" in example:
+            flipped["layout"] = [
+                (label, (max(0.0, 1.0 - (left + width)), top, width, height))
+                for label, (left, top, width, height) in example["layout"]
+            ]
         return {**example, **flipped}
 
 
@@ -98,6 +108,25 @@ class Tokenize:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         rest = {key: value for key, value in example.items() if key != "caption"}
         return {**rest, "tokens": self.tokenizer([str(example["caption"])])[0]}
+
+
+@dataclass(frozen=True)
+class TokenizeLayout:
+    """Replace layout by boxes, i32 "n"; tokenizer: a `box_tokens.BoxTokenizer`.
+
+    shuffle: tokenise the objects in random order, as the original does, so that a model
+    does not come to expect the largest first. `RandomFlip` comes before.
+    """
+
+    tokenizer: Callable[[list], np.ndarray]
+    shuffle: bool = True
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        rest = {key: value for key, value in example.items() if key != "layout"}
+        layout = example["layout"]
+        if self.shuffle:
+            layout = [layout[i] for i in rng.permutation(len(layout))]
+        return {**rest, "boxes": self.tokenizer([layout])[0]}
 
 
 @dataclass(frozen=True)

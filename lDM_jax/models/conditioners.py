@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from lDM_jax.arrays import Array, Batch, Bool, Cond, Float, Int, typecheck
+from lDM_jax.models.layers import average2
 from lDM_jax.models.text import TextTransformer
 
 
@@ -31,19 +32,96 @@ class TextConditioner(nn.Module):
 
 
 class ClassConditioner(nn.Module):
-    """Label -> one context token "b 1 width"; index num_classes is the null class."""
+    """Label -> one context token "b 1 width", or with `as_vector` the vector "b width".
+
+    Index num_classes is the null class; without `null_class` (the first releases) the
+    table has no such row and nothing can be dropped.
+    """
 
     num_classes: int
     width: int
+    null_class: bool = True
+    as_vector: bool = False
 
     @nn.compact
     @typecheck
     def __call__(
         self, label: Int[Array, " b"], drop: Bool[Array, " b"], train: bool = False
-    ) -> Float[Array, "b 1 d"]:
+    ) -> Float[Array, "b *n d"]:
         del train
-        embed = nn.Embed(self.num_classes + 1, self.width, name="embed")
-        return embed(jnp.where(drop, self.num_classes, label))[:, None, :]
+        rows = self.num_classes + self.null_class
+        embed = nn.Embed(rows, self.width, name="embed")
+        if self.null_class:
+            label = jnp.where(drop, self.num_classes, label)
+        vector = embed(label)
+        return vector if self.as_vector else vector[:, None, :]
+
+
+class SpatialRescaler(nn.Module):
+    """Label map i32 "b H W" -> "b H/2^s W/2^s width": mean over cells of W one_hot(l).
+
+    The original halves the one-hot map `num_stages` times (bilinear at 0.5, which is
+    the mean of 2 x 2) and then maps its channels; both are linear, so the order is
+    free. Dropped rows are zero.
+    """
+
+    num_labels: int
+    num_stages: int = 2
+    width: int = 3
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        segmentation: Int[Array, "b H W"],
+        drop: Bool[Array, " b"],
+        train: bool = False,
+    ) -> Float[Array, "b h w d"]:
+        del train
+        mapper = nn.Dense(self.width, use_bias=False, name="mapper")
+        # Through the layer, so that its parameter is a kernel like every other.
+        colours = mapper(jnp.eye(self.num_labels))
+        x = colours[segmentation]
+        for _ in range(self.num_stages):
+            x = average2(x)
+        return zero_rows(x, drop)
+
+
+class AsItIs(nn.Module):
+    """A condition that needs no network: low-resolution pixels, masked latents.
+
+    Dropped rows are zero; with `droppable` False whoever made the value has dropped.
+    fold k: cells of k x k positions become k^2 times the channels, "b kh kw c" ->
+    "b h w kkc", for pixels that are finer than the latents.
+    """
+
+    droppable: bool = True
+    fold: int = 1
+
+    @nn.compact
+    @typecheck
+    def __call__(
+        self,
+        value: Float[Array, "b *rest"],
+        drop: Bool[Array, " b"],
+        train: bool = False,
+    ) -> Float[Array, "b *rest"]:
+        del train
+        if self.fold > 1:
+            value = fold_cells(value, self.fold)
+        return zero_rows(value, drop) if self.droppable else value
+
+
+def fold_cells(x: Array, k: int) -> Array:
+    """ "b kh kw c" -> "b h w k*k*c", cells in row-major order."""
+    b, height, width, c = x.shape
+    x = x.reshape(b, height // k, k, width // k, k, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, height // k, width // k, k * k * c)
+
+
+def zero_rows(x: Array, drop: Array) -> Array:
+    """x "b ..." with zeros in the rows where `drop` is true."""
+    return jnp.where(drop.reshape(drop.shape + (1,) * (x.ndim - 1)), 0, x)
 
 
 class Conditioner(nn.Module):

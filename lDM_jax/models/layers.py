@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, typecheck
+from lDM_jax.arrays import Array, Bool, Float, typecheck
 
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 zeros = nn.initializers.zeros_init()
@@ -234,7 +234,10 @@ class AttentionBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to `context` (or to itself); q, k, v without bias."""
+    """Multi-head attention of `x` to `context` (or to itself); q, k, v without bias.
+
+    mask: True where position n may attend to token m.
+    """
 
     num_heads: int
     head_width: int
@@ -246,6 +249,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b n d"],
         context: Float[Array, "b m d2"] | None = None,
+        mask: Bool[Array, "b 1 n m"] | None = None,
     ) -> Float[Array, "b n d"]:
         context = x if context is None else context
         inner = self.num_heads * self.head_width
@@ -264,7 +268,7 @@ class Attention(nn.Module):
         query = project("to_q", x)
         key, value = project("to_k", context), project("to_v", context)
         b, n, d = x.shape
-        out = attend(query, key, value).reshape(b, n, inner)
+        out = attend(query, key, value, mask).reshape(b, n, inner)
         return conv1x1(d, "to_out", dtype=self.dtype)(out)
 
 
@@ -297,17 +301,34 @@ class TransformerBlock(nn.Module):
         self,
         x: Float[Array, "b n d"],
         context: Float[Array, "b m d2"] | None = None,
+        mask: Bool[Array, "b 1 n m"] | None = None,
     ) -> Float[Array, "b n d"]:
         attention: Callable = lambda name: Attention(  # noqa: E731
             self.num_heads, self.head_width, dtype=self.dtype, name=name
         )
         x = x + attention("attn1")(LayerNorm(name="norm1")(x))
-        x = x + attention("attn2")(LayerNorm(name="norm2")(x), context)
+        x = x + attention("attn2")(LayerNorm(name="norm2")(x), context, mask)
         return x + FeedForward(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x))
 
 
+def region_mask(regions: Array, extent: tuple[int, int], tokens: int) -> Array:
+    """Which of the `tokens` of r texts a position sees: bool "b 1 hw tokens".
+
+    regions "b H W r" at a multiple of `extent`; a coarse position is in a region if any
+    of its cells is. One that is in none sees every text.
+    """
+    b, height, width, r = regions.shape
+    h, w = extent
+    cells = regions.reshape(b, h, height // h, w, width // w, r).max(axis=(2, 4)) > 0
+    cells = cells | ~cells.any(axis=-1, keepdims=True)
+    return jnp.repeat(cells.reshape(b, 1, h * w, r), tokens // r, axis=-1)
+
+
 class SpatialTransformer(nn.Module):
-    """Group norm (eps 1e-6), projection, `depth` blocks, projection, + x."""
+    """Group norm (eps 1e-6), projection, `depth` blocks, projection, + x.
+
+    regions: as in `Cond`, at the latents' extent.
+    """
 
     num_heads: int
     depth: int = 1
@@ -320,8 +341,12 @@ class SpatialTransformer(nn.Module):
         self,
         x: Float[Array, "b h w c"],
         context: Float[Array, "b n d"] | None = None,
+        regions: Float[Array, "b H W r"] | None = None,
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
+        mask = None
+        if regions is not None:
+            mask = region_mask(regions, (h, w), context.shape[1])
         norm = GroupNorm(eps=1e-6, num_groups=self.num_groups, name="norm")
         tokens = conv1x1(c, "proj_in", dtype=self.dtype)(norm(x).reshape(b, h * w, c))
         for index in range(self.depth):
@@ -331,6 +356,6 @@ class SpatialTransformer(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{index}",
             )
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, mask)
         out = conv1x1(c, "proj_out", dtype=self.dtype, init=zeros)(tokens)
         return x + out.reshape(b, h, w, c)

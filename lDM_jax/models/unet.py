@@ -36,6 +36,12 @@ class UNet(nn.Module):
     head_channels    channels a head (num_heads = channels / head_channels)
     context_width    None: plain attention blocks; else spatial transformers whose
                      cross-attention reads Cond.context "b n context_width"
+    transformer_depth  blocks of every spatial transformer; or one number a level, the
+                     last one also for the middle, 0 meaning no attention there
+    linear_projections  what other programs call the transformers' outer projections;
+                     the same numbers here (`names` reads it)
+    vector_width     0: Cond.vector "b 4*width" is added to the time embedding as it
+                     is; else "b vector_width" through Linear-SiLU-Linear (SDXL)
     scale_shift, res_resample    as in the churches model
     """
 
@@ -47,7 +53,9 @@ class UNet(nn.Module):
     num_heads: int | None = None
     head_channels: int | None = None
     context_width: int | None = None
-    transformer_depth: int = 1
+    transformer_depth: int | Sequence[int] = 1
+    linear_projections: bool = False
+    vector_width: int = 0
     scale_shift: bool = False
     res_resample: bool = False
     dropout: float = 0.0
@@ -60,6 +68,16 @@ class UNet(nn.Module):
         if self.head_channels is not None:
             return channels // self.head_channels
         return self.num_heads
+
+    def depth(self, level: int) -> int:
+        """Blocks of a spatial transformer at a level (-1: the middle)."""
+        if isinstance(self.transformer_depth, int):
+            return self.transformer_depth
+        return self.transformer_depth[level]
+
+    def attends(self, level: int) -> bool:
+        """True if there is attention at a level."""
+        return 2**level in self.attn_factors and self.depth(level) > 0
 
     @property
     def halvings(self) -> int:
@@ -76,17 +94,17 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w out"]:
         check_extent(z.shape[1:3], self.halvings)
-        res, attend = self.block_makers(cond.context, train)
+        res, attend = self.block_makers(cond, train)
         emb = self.embed_time(t, cond.vector)
         if cond.concat is not None:
             z = jnp.concatenate([z, cond.concat.astype(z.dtype)], axis=-1)
         h = conv3x3(self.width, "input_0_0", dtype=self.dtype)(z.astype(self.dtype))
-        skips, index, factor = [h], 1, 1
+        skips, index = [h], 1
         for level, mult in enumerate(self.width_mults):
             for _ in range(self.num_res_blocks):
                 h = res(f"input_{index}_0", mult * self.width)(h, emb, train)
-                if factor in self.attn_factors:
-                    h = attend(f"input_{index}_1", h)
+                if self.attends(level):
+                    h = attend(f"input_{index}_1", h, level)
                 skips, index = [*skips, h], index + 1
             if level < self.halvings:
                 name = f"input_{index}_0"
@@ -94,10 +112,10 @@ class UNet(nn.Module):
                     h = res(name, h.shape[-1], "down")(h, emb, train)
                 else:
                     h = Downsample(dtype=self.dtype, name=name)(h)
-                skips, index, factor = [*skips, h], index + 1, 2 * factor
+                skips, index = [*skips, h], index + 1
 
         h = res("middle_0", h.shape[-1])(h, emb, train)
-        h = attend("middle_1", h)
+        h = attend("middle_1", h, -1)
         h = res("middle_2", h.shape[-1])(h, emb, train)
 
         index = 0
@@ -106,8 +124,8 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = res(f"output_{index}_0", mult * self.width)(h, emb, train)
                 part = 1
-                if factor in self.attn_factors:
-                    h = attend(f"output_{index}_1", h)
+                if self.attends(level):
+                    h = attend(f"output_{index}_1", h, level)
                     part = 2
                 if level > 0 and block == self.num_res_blocks:
                     name = f"output_{index}_{part}"
@@ -115,14 +133,13 @@ class UNet(nn.Module):
                         h = res(name, h.shape[-1], "up")(h, emb, train)
                     else:
                         h = Upsample(dtype=self.dtype, name=name)(h)
-                    factor //= 2
                 index += 1
 
         h = nn.silu(GroupNorm(num_groups=self.num_groups, name="out_norm")(h))
         h = conv3x3(self.out_channels, "out_conv", dtype=self.dtype, init=zeros)(h)
         return h.astype(jnp.float32)
 
-    def block_makers(self, context: Array | None, train: bool):
+    def block_makers(self, cond: Cond, train: bool):
         """The two recurring blocks, with everything that never varies filled in."""
         del train
         block = ResBlock
@@ -142,21 +159,28 @@ class UNet(nn.Module):
                 **common,
             )
 
-        def attend(name: str, h: Array) -> Array:
+        def attend(name: str, h: Array, level: int) -> Array:
             heads = self.heads(h.shape[-1])
             if self.context_width is None:
                 return plain(heads, name=name, **common)(h)
-            depth = self.transformer_depth
-            return transformer(heads, depth, name=name, **common)(h, context)
+            depth = self.depth(level)
+            block = transformer(heads, depth, name=name, **common)
+            return block(h, cond.context, cond.regions)
 
         return res, attend
 
     def embed_time(self, t: Array, vector: Array | None) -> Array:
-        """Linear-SiLU-Linear of the sinusoidal features, plus `Cond.vector`: "b 4w"."""
-        emb = time_features(t, self.width).astype(self.dtype)
-        emb = conv1x1(4 * self.width, "time_0", dtype=self.dtype)(emb)
-        emb = conv1x1(4 * self.width, "time_2", dtype=self.dtype)(nn.silu(emb))
-        return emb if vector is None else emb + vector.astype(self.dtype)
+        """Linear-SiLU-Linear of the sinusoidal features, plus the vector: "b 4w"."""
+
+        def mlp(name: str, features: Array) -> Array:
+            h = conv1x1(4 * self.width, f"{name}_0", dtype=self.dtype)(features)
+            return conv1x1(4 * self.width, f"{name}_2", dtype=self.dtype)(nn.silu(h))
+
+        emb = mlp("time", time_features(t, self.width).astype(self.dtype))
+        if vector is None:
+            return emb
+        vector = vector.astype(self.dtype)
+        return emb + (mlp("vector", vector) if self.vector_width else vector)
 
 
 def check_extent(extent: tuple[int, int], halvings: int) -> None:

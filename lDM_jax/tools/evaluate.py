@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lDM_jax import build, image
+from lDM_jax import build, experiment, image
 from lDM_jax.arrays import UserError
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
@@ -97,11 +97,11 @@ def recon(args: argparse.Namespace) -> dict:
     if config.stage != "autoencoder":
         raise UserError(f"{args.model} is no first stage (stage: {config.stage})")
     network = build.autoencoder(config.autoencoder)
-    source = build.source(config, args.split)
+    source = experiment.source(config, args.split)
     infer, rows, sheet = jax.jit(network.apply), [], None
     lpips = None if args.lpips is None else make_distance(args.lpips)
     for batch in data_pipeline.batches_once(
-        source, build.transform(config), batch_size=16
+        source, experiment.transform(config), batch_size=16
     ):
         real = batch["weight"] > 0
         x_hat = image.to_uint8(infer(params, batch["image"])[real])

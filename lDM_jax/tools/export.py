@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from lDM_jax import build, weights
+from lDM_jax import build, experiment, weights
 from lDM_jax.arrays import UserError
 from lDM_jax.codec import Codec, Scale, latent_scale
 
@@ -36,10 +36,10 @@ def export(
 def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> Scale:
     """The latent scale over the first images of the training split."""
     codec = Codec(build.autoencoder(config.autoencoder))
-    row = build.transform(config)
-    data = build.source(config, "train")
-    limit = build.SCALE_SAMPLE_IMAGES
-    encoded = build.encode(codec, params, data, row, limit=limit)
+    row = experiment.transform(config)
+    data = experiment.source(config, "train")
+    limit = experiment.SCALE_SAMPLE_IMAGES
+    encoded = experiment.encode(codec, params, data, row, limit=limit)
     moments = encoded["moments"][:limit]
     return latent_scale(codec, moments, jax.random.key(0), per_channel=per_channel)
 

@@ -4,7 +4,8 @@
     loss = mean w(t) |net(z_t, t, conditioner(batch)) - target|^2
 
 Denoiser and conditioner train together and, unlike the original, both have an EMA.
-The first stage is `frozen`: an argument, never optimised and never checkpointed here.
+First stage and text tower are `frozen`: an argument, never optimised and never
+checkpointed here.
 """
 
 import dataclasses
@@ -28,29 +29,84 @@ from lDM_jax.training.state import Stage, TrainState, ema_update
 class Model:
     """The networks of the second stage and how they meet.
 
-    `params` is {"unet": ..., "conditioner": ...}.
+    `params` is {"unet": ..., "conditioner": ...}, what trains. `frozen` holds what does
+    not: "first_stage" and, with a `tower` (a text encoder that somebody else trained),
+    "text". null_tokens: the empty prompt, as the tower reads it.
     """
 
     unet: nn.Module
     conditioner: nn.Module
     process: Process
     codec: Codec
+    tower: nn.Module | None = None
+    null_tokens: tuple[int, ...] = ()
 
     def init(self, key: Array, batch: Batch, z0: Array) -> dict:
         """Random parameters from one example batch and its latents."""
         unet_key, cond_key = rng.stream(key, "unet"), rng.stream(key, "conditioner")
+        batch = {**batch, **self._blank(batch, z0)}
         cond, cond_params = self.conditioner.init_with_output(cond_key, batch)
         t = jnp.zeros(z0.shape[0], jnp.int32)
         unet_params = self.unet.init(unet_key, z0, t, cond)
         return {"unet": unet_params, "conditioner": cond_params}
 
-    def condition(self, params: dict, batch: Batch, drop: Array | None = None) -> Cond:
-        """Batch -> Cond, without dropout."""
-        return self.conditioner.apply(params["conditioner"], batch, drop)
+    def condition(
+        self,
+        params: dict,
+        frozen: dict,
+        batch: Batch,
+        drop: Array | None = None,
+        *,
+        rngs: dict | None = None,
+    ) -> Cond:
+        """Batch -> Cond; rows where `drop` is true get the null condition.
+
+        rngs: {"dropout": key} while training; None evaluates without dropout.
+        """
+        if drop is None:
+            drop = jnp.zeros(len(next(iter(batch.values()))), bool)
+        derived = jax.lax.stop_gradient(self._derive(frozen, batch, drop))
+        batch, train = {**batch, **derived}, rngs is not None
+        own = params.get("conditioner", {})  # absent from files where it is empty
+        return self.conditioner.apply(own, batch, drop, train, rngs=rngs)
 
     def denoise(self, params: dict, z_t: Array, t: Array, cond: Cond) -> Array:
         """One network evaluation, without dropout."""
         return self.unet.apply(params["unet"], z_t, t, cond)
+
+    def _derive(self, frozen: dict, batch: Batch, drop: Array) -> Batch:
+        """What the frozen networks make of a batch."""
+        derived = {}
+        if "mask" in batch:
+            masked = masked_image(batch["image"], batch["mask"])
+            z = self.codec.encode(frozen["first_stage"], masked)
+            mask = 2 * nearest(batch["mask"], self.codec.factor) - 1
+            derived["masked"] = jnp.concatenate([z, mask], axis=-1)
+        if self.tower is not None and "embeddings" not in batch:
+            null = jnp.asarray(self.null_tokens, jnp.int32)[None]
+            tokens = jnp.where(drop[:, None], null, batch["tokens"])
+            derived["embeddings"] = self.tower.apply(frozen["text"], tokens)
+        return derived
+
+    def _blank(self, batch: Batch, z0: Array) -> Batch:
+        """Zeros in the shapes of what `_derive` gives."""
+        blank = {}
+        if "mask" in batch:
+            blank["masked"] = jnp.zeros((*z0.shape[:3], z0.shape[3] + 1))
+        if self.tower is not None:
+            rows = (z0.shape[0], len(self.null_tokens))
+            blank["embeddings"] = jnp.zeros((*rows, self.tower.width))
+        return blank
+
+
+def masked_image(x: Array, mask: Array) -> Array:
+    """The picture with -1 (black) where it is to be painted; mask {0, 1} "b H W 1"."""
+    return x * (1 - mask) - mask
+
+
+def nearest(x: Array, factor: int) -> Array:
+    """Every factor-th pixel, the first of its cell: torch's "nearest" downsampling."""
+    return x[:, ::factor, ::factor]
 
 
 def make_stage(
@@ -66,7 +122,7 @@ def make_stage(
     preview_steps: int = 50,
     preview_guidance: float = 1.0,
 ) -> Stage:
-    """The denoiser's stage. `frozen` holds the first stage's parameters.
+    """The denoiser's stage; `frozen` as in `Model`.
 
     example_batch: shapes of one batch; latent_shape: (h, w, c) of its latents.
     """
@@ -82,16 +138,15 @@ def make_stage(
     def batch_loss(params, frozen, batch: Batch, key: Array):
         moments = batch.get("moments")
         if moments is None:
-            moments = jax.lax.stop_gradient(codec.moments(frozen, batch["image"]))
+            moments = codec.moments(frozen["first_stage"], batch["image"])
+            moments = jax.lax.stop_gradient(moments)
         z0 = codec.sample(moments, rng.stream(key, "latent"))
         rows = z0.shape[0]
         t = process.sample_times(rng.stream(key, "time"), rows)
         eps = jax.random.normal(rng.stream(key, "noise"), z0.shape)
         drop = jax.random.bernoulli(rng.stream(key, "drop"), drop_rate, (rows,))
         dropout = {"dropout": rng.stream(key, "dropout")}
-        cond = model.conditioner.apply(
-            params["conditioner"], batch, drop, True, rngs=dropout
-        )
+        cond = model.condition(params, frozen, batch, drop, rngs=dropout)
         z_t = process.q_sample(z0, eps, t)
         prediction = model.unet.apply(params["unet"], z_t, t, cond, True, rngs=dropout)
         weight = process.loss_weight(t, kind=weighting)
@@ -143,8 +198,8 @@ def make_sampler(model: Model, *, steps: int, sampler: str = "ddim") -> Callable
 
     def sample(params, frozen, batch: Batch, latent_shape, keys: Array, guidance):
         rows = keys.shape[0]
-        cond = model.condition(params, batch)
-        null = model.condition(params, batch, jnp.ones(rows, bool))
+        cond = model.condition(params, frozen, batch)
+        null = model.condition(params, frozen, batch, jnp.ones(rows, bool))
         denoise = classifier_free(
             lambda z, t, cond: model.denoise(params, z, t, cond), cond, null, guidance
         )
@@ -152,6 +207,6 @@ def make_sampler(model: Model, *, steps: int, sampler: str = "ddim") -> Callable
         z = samplers.sample(
             denoise, z, model.process, grid=grid, sampler=sampler, keys=keys
         )
-        return model.codec.decode(frozen, z)
+        return model.codec.decode(frozen["first_stage"], z)
 
     return sample

@@ -38,6 +38,7 @@ from lDM_jax.training.sharding import (
     replicated,
     state_sharding,
 )
+from lDM_jax.training.state import start_from
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def run(experiment: Any, workdir: str, *, mesh: Mesh) -> int:
-    """Train `experiment` (see build.Experiment) in `workdir` up to its last step.
+    """Train `experiment` (see experiment.Experiment) in `workdir` up to its last step.
 
     Continues from the newest whole checkpoint. Returns 0, also after SIGTERM or SIGINT,
     which finish the step and save. Raises UserError for a directory of another config,
@@ -150,7 +151,7 @@ def restore_or_init(experiment, checkpoints: Checkpoints, key, shardings):
     )
     found = checkpoints.restore_latest(abstract)
     if found is None:
-        return init(key), 0
+        return start_from(init(key), experiment.initial), 0
     state, iterator_state, step = found
     experiment.iterator.set_state(iterator_state)
     log.info("continuing from step %d", step)

@@ -29,6 +29,23 @@ class TrainState:
         return cls(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
+def start_from(state: Any, initial: dict) -> Any:
+    """A new state whose parameters and EMA are the given ones, by path "a/b/c".
+
+    Paths that are not given stay random; every leaf keeps its sharding.
+    """
+
+    def replace(path, leaf):
+        name = "/".join(str(entry.key) for entry in path)
+        if name not in initial:
+            return leaf
+        return jax.device_put(initial[name].astype(leaf.dtype), leaf.sharding)
+
+    params = jax.tree.map_with_path(replace, state.params)
+    ema = jax.tree.map_with_path(replace, state.ema)
+    return state.replace(params=params, ema=ema)
+
+
 class Stage(NamedTuple):
     """What the loop needs of a stage, and nothing more.
 

@@ -43,6 +43,30 @@ def build(network: str) -> torch.nn.Module:
             attention_head_dim=4,
             **unet,
         )
+    elif network == "unet_sd2":
+        model = UNet2DConditionModel(
+            block_out_channels=(32, 64, 64),
+            down_block_types=(cross, cross, down),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
+            cross_attention_dim=48,
+            attention_head_dim=(2, 4, 4),
+            use_linear_projection=True,
+            **unet,
+        )
+    elif network == "unet_sdxl":
+        model = UNet2DConditionModel(
+            block_out_channels=(32, 64, 128),
+            down_block_types=(down, cross, cross),
+            up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+            cross_attention_dim=48,
+            attention_head_dim=(2, 4, 8),
+            transformer_layers_per_block=(1, 1, 3),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=20 + 6 * 8,
+            **unet,
+        )
     elif network == "unet_plain":
         model = UNet2DModel(
             block_out_channels=(32, 64, 96),
@@ -107,8 +131,10 @@ def set_weights(model: torch.nn.Module, salt: str) -> None:
 
 
 def first(image: np.ndarray) -> torch.Tensor:
-    """NHWC -> an NCHW tensor."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
+    """A tensor, NCHW if it was NHWC."""
+    if image.ndim == 4:
+        image = np.ascontiguousarray(image.transpose(0, 3, 1, 2))
+    return torch.from_numpy(image)
 
 
 def numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -136,24 +162,36 @@ def answer(network: str, model: torch.nn.Module, inputs: dict) -> dict:
         return {name: numpy(value) for name, value in found.items()} | {"codes": codes}
 
 
+def eps(model: torch.nn.Module, inputs: dict, leaves: dict | None = None):
+    """The prediction, NCHW; leaves may replace inputs that are differentiated by."""
+    kinds = "z", "context", "pooled"
+    given = {n: first(inputs[n]).to(model.dtype) for n in kinds if n in inputs}
+    given |= leaves or {}
+    more = {}
+    if "context" in given:
+        more["encoder_hidden_states"] = given["context"]
+    if "pooled" in given:
+        sizes = torch.from_numpy(inputs["sizes"])
+        both = {"text_embeds": given["pooled"], "time_ids": sizes}
+        more["added_cond_kwargs"] = both
+    return model(given["z"], torch.from_numpy(inputs["t"]), **more).sample
+
+
 def unet_answer(model: torch.nn.Module, inputs: dict) -> dict:
-    """eps, and the gradients of sum(eps * upstream) by z, context and parameters.
+    """eps, and gradients of sum(eps * upstream) by z, conditions and parameters.
 
     Parameter gradients are returned under "grad/" + name, in diffusers' layout.
     """
-    z = first(inputs["z"]).requires_grad_()
-    t = torch.from_numpy(inputs["t"])
-    leaves = {"z": z}
-    if "context" in inputs:
-        leaves["context"] = torch.from_numpy(inputs["context"]).requires_grad_()
-        eps = model(z, t, encoder_hidden_states=leaves["context"]).sample
-    else:
-        eps = model(z, t).sample
-    (eps * first(inputs["upstream"])).sum().backward()
+    kinds = "z", "context", "pooled"
+    leaves = {name: first(inputs[name]) for name in kinds if name in inputs}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    prediction = eps(model, inputs, leaves)
+    (prediction * first(inputs["upstream"])).sum().backward()
     found = {f"grad_{name}": numpy(leaf.grad) for name, leaf in leaves.items()}
     for name, parameter in model.named_parameters():
         found[f"grad/{name}"] = parameter.grad.numpy()
-    return found | {"eps": numpy(eps)}
+    return found | {"eps": numpy(prediction)}
 
 
 def compress(found: dict) -> dict:

@@ -38,15 +38,21 @@ def read_shapes(path: Path, prefix: str = "") -> Shapes:
 
     A line is name, sides joined by "," or "x", kind.
     """
-    shapes = {}
+    return {
+        name.removeprefix(prefix): shape
+        for name, shape, _ in read_entries(path)
+        if name.startswith(prefix)
+    }
+
+
+def read_entries(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, kind) of every line of a gzipped list."""
+    entries = []
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-        name, sides, _ = line.split("\t")
-        if name.startswith(prefix):
-            sides = sides.replace("x", ",").split(",")
-            shapes[name.removeprefix(prefix)] = tuple(
-                int(side) for side in sides if side
-            )
-    return shapes
+        name, sides, kind = line.split("\t")
+        sides = sides.replace("x", ",").split(",")
+        entries.append((name, tuple(int(side) for side in sides if side), kind))
+    return entries
 
 
 def draw(shapes: Shapes, prefix: str = "", rule=weight) -> dict[str, np.ndarray]:
@@ -104,7 +110,11 @@ def diffusers_inputs(network: str, salt: str) -> dict[str, np.ndarray]:
         image = np.tanh(noise(salt + "image", (2, 24, 24, 3)))
         return {"image": image, "z": noise(salt + "z", (2, side, side, 4))}
     inputs = {"z": (2, 16, 16, 4), "upstream": (2, 16, 16, 4)}
-    if network == "unet":
+    if network in ("unet", "unet_sd2", "unet_sdxl"):
         inputs["context"] = (2, 7, 48)
+    if network == "unet_sdxl":
+        inputs["pooled"] = (2, 20)
     inputs = {name: noise(salt + name, shape) for name, shape in inputs.items()}
+    if network == "unet_sdxl":  # sizes and crops in pixels
+        inputs["sizes"] = np.array([[64, 48, 0, 3, 64, 64], [90, 80, 7, 0, 32, 64]])
     return inputs | {"t": np.array([3, 871])}

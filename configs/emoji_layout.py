@@ -1,0 +1,17 @@
+"""Scenes of emoji from boxes with labels (nine groups): layout to image.
+
+    python train.py --config=configs/emoji_layout.py --workdir=runs/emoji_layout
+    python sample.py --model=runs/emoji_layout --layout='[[3, [0.1, 0.2, 0.4, 0.4]]]'
+
+Six objects at most are 20 tokens: three an object and two for the crop. Labels are the
+nine groups: Activities, Animals & Nature, Flags, Food & Drink, Objects, People & Body,
+Smileys & Emotion, Symbols, Travel & Places.
+"""
+
+from configs import common, emoji_scenes
+
+
+def get_config(arg: str = ""):
+    config = emoji_scenes.base("layout")
+    config.text.update(dict(max_length=20, vocab_size=8192))
+    return common.finish(config, arg)

@@ -1,0 +1,21 @@
+"""Scenes of embedded emoji at 64 px, KL first stage with f = 4.
+
+    python train.py --config=configs/emoji_scenes_autoencoder.py \\
+        --workdir=runs/scenes_ae
+    python -m lDM_jax.tools.evaluate recon --model runs/scenes_ae
+
+Scenes hold up to four emoji of a quarter to half the width, which an f = 8 stage
+blurs. The first stage of the layout, semantic, super-resolution and inpainting configs.
+"""
+
+from configs import common, emoji_autoencoder
+
+
+def get_config(arg: str = ""):
+    config = emoji_autoencoder.base()
+    config.data.update(dict(source="scenes", scenes=dict(max_objects=4)))
+    config.autoencoder.update(
+        dict(width_mults=(1, 2, 4), z_channels=4, latent_channels=4)
+    )
+    config.discriminator.factor = 0.0
+    return common.finish(config, arg)

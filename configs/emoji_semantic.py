@@ -1,0 +1,17 @@
+"""Scenes of emoji from label maps: semantic synthesis.
+
+    python train.py --config=configs/emoji_semantic.py --workdir=runs/emoji_semantic
+    python sample.py --model=runs/emoji_semantic --segmentation=labels.png
+
+Ten labels: the background (0) and the nine groups of `configs/emoji_layout.py`.
+"""
+
+from configs import common, emoji_scenes
+
+
+def get_config(arg: str = ""):
+    config = emoji_scenes.base("semantic")
+    config.num_classes = 10
+    config.unet.context_width = 0
+    config.rescaler.width = 8
+    return common.finish(config, arg)

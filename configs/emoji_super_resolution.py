@@ -1,0 +1,17 @@
+"""Scenes of emoji from 16 to 64 px: super-resolution x4 (bicubic).
+
+    python train.py --config=configs/emoji_super_resolution.py --workdir=runs/emoji_sr
+    python sample.py --model=runs/emoji_sr --image=small.png
+
+f = 4, so that the small picture has the extent of the latents, as in the paper.
+"""
+
+from configs import common, emoji_scenes
+
+
+def get_config(arg: str = ""):
+    config = emoji_scenes.base("super_resolution")
+    config.unet.context_width = 0
+    config.loss.drop_rate = 0.0
+    config.sample.guidance = 1.0
+    return common.finish(config, arg)
