@@ -1,6 +1,6 @@
 """The README's figure: eight prompts, eight seeds each, by the shipped model.
 
-    python docs/make_figure.py
+python docs/make_figure.py
 """
 
 import sys
