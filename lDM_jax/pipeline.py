@@ -21,46 +21,12 @@ from ml_collections import ConfigDict
 
 from lDM_jax import build, image, requests, rng, samplers, tasks, tiling, weights
 from lDM_jax.arrays import Array, Cond, UserError
-from lDM_jax.diffusion import Grid
-from lDM_jax.guidance import by_region, classifier_free
 from lDM_jax.models.unet import check_extent
 from lDM_jax.requests import Canvas, Request
 from lDM_jax.training.diffusion import Model
-from lDM_jax.windows import in_windows
+from lDM_jax.trajectory import Course, Programs, Way
 
 BATCH = 8
-
-
-class Course(NamedTuple):
-    """What a trajectory runs on: traced values, so that changing one never retraces.
-
-    start: the first step, above 0 for image to image; z0 and keep: the known latents
-    "1 h w c" and where they are held "1 h w 1" (1 = known), or None.
-    """
-
-    cond: Cond
-    null: Cond
-    guidance: float
-    eta: float
-    start: int
-    z0: Array | None = None
-    keep: Array | None = None
-
-
-class Way(NamedTuple):
-    """What a trajectory is compiled for.
-
-    shape: of one row of latents; window: side of the windows in latent positions, 0 for
-    none; regional: "attention", "latent" or "" without regions.
-    """
-
-    sampler: str
-    steps: int
-    spacing: str
-    shape: tuple[int, int, int]
-    guided: bool
-    window: int = 0
-    regional: str = ""
 
 
 @dataclasses.dataclass
@@ -191,7 +157,7 @@ class Pipeline:
         for start in range(0, len(request.seeds), rows):
             seeds = request.seeds[start : start + rows]
             padded = seeds + (seeds[-1],) * (rows - len(seeds))
-            z = self._trajectory(way)(self.params, rng.seed_keys(padded), course)
+            z = self._programs.whole(way)(self.params, rng.seed_keys(padded), course)
             yield from self.finish(z, given, request.window_px)[: len(seeds)]
 
     def stream(self, prompt: str | None = None, **options) -> Iterator[Step]:
@@ -203,7 +169,7 @@ class Pipeline:
         given = requests.canvas(request, self.config)
         keys = rng.seed_keys(request.seeds)
         plan = Plan(request, self.course(request, given, len(request.seeds)))
-        begin, advance = self._single_step(self._way(request, given))
+        begin, advance = self._programs.single_step(self._way(request, given))
         carry = begin(keys, plan.course)
         for index in range(int(plan.course.start), request.steps):
             carry = advance(self.params, carry, index, keys, plan.course)
@@ -352,8 +318,8 @@ class Pipeline:
         return jax.jit(self.model.codec.moments)
 
     @cached_property
-    def _compiled(self) -> dict:
-        return {}
+    def _programs(self) -> Programs:
+        return Programs(self.model)
 
     def _way(self, request: Request, given: Canvas) -> Way:
         """The program of a request."""
@@ -367,81 +333,3 @@ class Pipeline:
             request.window_px // self.model.codec.factor,
             request.regional if request.regions else "",
         )
-
-    def _denoiser(self, params, course: Course, way: Way):
-        def network(z, t, cond):
-            return self.model.denoise(params, z, t, cond)
-
-        if way.regional == "latent":
-            network = by_region(network)
-        if way.window:
-            extent, overlap = way.shape[:2], way.window // 4
-            network = in_windows(network, extent, window=way.window, overlap=overlap)
-        if not way.guided:
-            return lambda z, t: network(z, t, course.cond)
-        return classifier_free(network, course.cond, course.null, course.guidance)
-
-    def _begin(self, keys, course: Course, grid: Grid, shape) -> tuple:
-        """(z at course.start, what holds the known latents or None)."""
-        eps = rng.normal_per_seed(keys, shape)
-        if course.z0 is None:
-            return eps, None
-        # clean at the end, where the original's grid leaves a little noise
-        alphas = jnp.asarray([*grid.alphas[:-1], 1.0], jnp.float32)
-        sigmas = jnp.asarray([*grid.sigmas[:-1], 0.0], jnp.float32)
-
-        def known(i):
-            return alphas[i] * course.z0 + sigmas[i] * eps
-
-        def hold(z, i):
-            return course.keep * known(i) + (1 - course.keep) * z
-
-        # from pure noise where everything may change, as if there were no image
-        z = jnp.where(course.start == 0, eps, known(course.start))
-        return z, None if course.keep is None else hold
-
-    def _trajectory(self, way: Way):
-        """A whole trajectory as one program, compiled once for these arguments."""
-        process = self.model.process
-        grid = process.grid(way.steps, way.spacing)
-
-        def run(params, keys, course):
-            z, hold = self._begin(keys, course, grid, way.shape)
-            return samplers.sample(
-                self._denoiser(params, course, way),
-                z,
-                process,
-                grid=grid,
-                sampler=way.sampler,
-                eta=course.eta,
-                keys=keys,
-                start=course.start,
-                constrain=hold,
-            )
-
-        return self._compiled.setdefault(("run", way), jax.jit(run))
-
-    def _single_step(self, way: Way):
-        """(begin, advance): the same trajectory, one step a call, compiled once."""
-        process = self.model.process
-        grid = process.grid(way.steps, way.spacing)
-
-        def begin(keys, course):
-            z, _ = self._begin(keys, course, grid, way.shape)
-            return samplers.start_carry(z, way.sampler)
-
-        def advance(params, carry, index, keys, course):
-            return samplers.step(
-                self._denoiser(params, course, way),
-                carry,
-                index,
-                process,
-                grid=grid,
-                sampler=way.sampler,
-                eta=course.eta,
-                keys=keys,
-                constrain=self._begin(keys, course, grid, way.shape)[1],
-            )
-
-        pair = (jax.jit(begin), jax.jit(advance))
-        return self._compiled.setdefault(("step", way), pair)

@@ -331,3 +331,48 @@ def sample(
         ),
         start_carry(z_T, sampler),
     ).z
+
+
+@typecheck
+def invert(
+    denoise: Denoiser,
+    z0: Float[Array, "b h w c"],
+    process: Process,
+    *,
+    grid: Grid,
+) -> Float[Array, "b h w c"]:
+    """DDIM from clean latents to the grid's first time (arXiv 2105.05233, appendix F).
+
+    Each step asks the network at the time it goes to, about the latents it comes from:
+    z_t = alpha_t z0_hat + sigma_t eps_hat with the pair of z_s. `sample` with eta 0
+    leads back up to the steps' error, which falls as 1 / steps.
+    """
+    whole = np.issubdtype(grid.times.dtype, np.integer)
+    times = jnp.asarray(grid.times, jnp.int32 if whole else jnp.float32)
+    alphas, sigmas = (jnp.asarray(x, jnp.float32) for x in (grid.alphas, grid.sigmas))
+
+    def back(k: Array, z: Array) -> Array:
+        i = grid.steps - 1 - k  # from time i + 1 to time i
+        prediction = denoise(z, jnp.broadcast_to(times[i], z.shape[:1]))
+        z0_hat, eps = process.to_z0_eps(prediction, z, alphas[i + 1], sigmas[i + 1])
+        return alphas[i] * z0_hat + sigmas[i] * eps
+
+    return jax.lax.fori_loop(0, grid.steps, back, z0.astype(jnp.float32))
+
+
+def slerp(a: Array, b: Array, u: float | Array) -> Array:
+    """The point at u in [0, 1] of the great circle from `a` to `b`, row by row.
+
+    sin((1 - u) w) / sin w a + sin(u w) / sin w b with w the angle between the rows
+    "b ...": between two draws of unit noise it stays one, where a straight line has
+    too small a norm. Rows that are parallel are mixed straight.
+    """
+    axes = tuple(range(1, a.ndim))
+    norm = lambda x: jnp.sqrt((x**2).sum(axis=axes, keepdims=True))  # noqa: E731
+    cosine = (a * b).sum(axis=axes, keepdims=True) / (norm(a) * norm(b))
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    parallel = jnp.sin(angle) < 1e-4
+    sine = jnp.where(parallel, 1.0, jnp.sin(angle))
+    left = jnp.where(parallel, 1 - u, jnp.sin((1 - u) * angle) / sine)
+    right = jnp.where(parallel, u, jnp.sin(u * angle) / sine)
+    return left * a + right * b

@@ -8,8 +8,9 @@ import pytest
 from configs import emoji
 from lDM_jax import build, weights
 from lDM_jax.arrays import UserError
-from lDM_jax.pipeline import BATCH, Pipeline, Way
+from lDM_jax.pipeline import BATCH, Pipeline
 from lDM_jax.requests import Request
+from lDM_jax.trajectory import Way
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_stream_ends_where_sample_ends(pipe):
 
 def test_prompt_guidance_and_seed_do_not_retrace(pipe):
     pipe.sample(prompt="red heart", seeds=[0], guidance=2.0)
-    program = pipe._trajectory(Way("ddim", 4, "leading", (8, 8, 3), True))
+    program = pipe._programs.whole(Way("ddim", 4, "leading", (8, 8, 3), True))
     before = program._cache_size()
     pipe.sample(prompt="pizza", negative="red", seeds=[9], guidance=7.5, eta=0.3)
     assert program._cache_size() == before

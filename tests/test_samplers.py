@@ -377,3 +377,42 @@ def test_mistakes_are_answered_with_what_is_valid(options, said):
         samplers.sample(
             lambda z, t: z, jnp.ones((1, 2, 2, 1)), EPS, grid=EPS.grid(2), **options
         )
+
+
+def inverted(steps: int) -> float:
+    """Largest error of the inversion from clean data to the noise on the exact path."""
+    grid = EPS.grid(steps + 1, "karras")
+    grid = without_end(grid)
+    start = np.asarray([-1.3, 0.4, 2.0]).reshape(1, 1, 1, 3)
+    z0 = jnp.asarray(gaussian_path(start, grid), jnp.float32)
+    denoise = denoiser(EPS, grid_with_end(grid), gaussian)
+    out = jax.jit(lambda z: samplers.invert(denoise, z, EPS, grid=grid))(z0)
+    return np.abs(np.asarray(out) - start).max()
+
+
+def grid_with_end(grid):
+    """A grid whose last time the exact denoiser may be asked about."""
+    parts = (grid.times, grid.alphas, grid.sigmas)
+    return Grid(*(np.append(part, 0.0) for part in parts))
+
+
+def test_inversion_walks_the_path_backwards_at_first_order():
+    coarse, fine = inverted(80), inverted(320)
+    assert np.log(coarse / fine) / np.log(4) >= 0.9 and fine < 0.05
+
+
+def test_slerp_stays_on_the_sphere_and_meets_its_ends():
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 4, 4, 2)).astype(np.float32)
+    norms = lambda x: np.sqrt((np.asarray(x) ** 2).sum(axis=(1, 2, 3)))  # noqa: E731
+    b *= (norms(a) / norms(b))[:, None, None, None]
+    for u in (0.0, 0.25, 1.0):
+        np.testing.assert_allclose(norms(samplers.slerp(a, b, u)), norms(a), rtol=1e-5)
+    np.testing.assert_allclose(samplers.slerp(a, b, 0.0), a, atol=1e-6)
+    np.testing.assert_allclose(samplers.slerp(a, b, 1.0), b, atol=1e-6)
+    third = samplers.slerp(a, b, 1 / 3)
+
+    def angle(x, y):
+        return np.arccos((np.asarray(x) * y).sum((1, 2, 3)) / norms(x) / norms(y))
+
+    np.testing.assert_allclose(angle(third, a), angle(b, a) / 3, rtol=1e-4)
+    np.testing.assert_allclose(samplers.slerp(a, 2 * a, 0.5), 1.5 * a, rtol=1e-5)

@@ -226,3 +226,27 @@ def test_cosine_and_terminal_schedules():
     other = scheduler("DDIM", rescale_betas_zero_snr=True)
     ended = Process.discrete(prediction="v", zero_terminal_snr=True)
     np.testing.assert_allclose(ended.alphas**2, other.alphas_cumprod, atol=1e-6)
+
+
+def test_inversion_is_diffusers_inverse_scheduler():
+    """DDIMInverseScheduler names the steps by the times they go to, as `invert` asks."""
+    steps = 20
+    theirs = scheduler(
+        "DDIMInverse", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    theirs.set_timesteps(steps)
+    z = torch.from_numpy(Z.transpose(0, 3, 1, 2).copy())
+    for t in theirs.timesteps:
+        prediction = network(torch, z, float(t) / 1000)
+        z = theirs.step(prediction, t, z).prev_sample
+    grid = EPS.grid(steps)
+    times = np.asarray(theirs.timesteps)[::-1]
+
+    def denoise(z, t):
+        u = t.astype(jnp.float32)[:, None, None, None] / 1000
+        return network(jnp, z, u)
+
+    found = jax.jit(lambda z: samplers.invert(denoise, z, EPS, grid=grid))(Z)
+    np.testing.assert_array_equal(times, grid.times[:-1])
+    expected = z.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)

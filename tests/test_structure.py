@@ -39,6 +39,7 @@ LEVELS = [
     (r"lDM_jax\.training\.(state|optim|sharding|checkpoint)$", 5),
     (r"lDM_jax\.training\.(adversary|codebook|health)$", 5),
     (r"lDM_jax\.training\.(autoencoder|diffusion)$", 6),
+    (r"lDM_jax\.trajectory$", 6.5),
     (r"lDM_jax\.(build|names|names_text)$", 7),
     (r"lDM_jax\.(experiment|training\.loop)$", 7.5),
     (r"lDM_jax\.conversion$", 7.6),

@@ -138,7 +138,7 @@ def test_blending_holds_what_is_known(class_pipe):
 def test_the_course_changes_midway_without_a_new_program(class_pipe):
     options = dict(seeds=[0], steps=4, guidance=2.0)
     plain = list(class_pipe.stream(label=3, **options))
-    programs = len(class_pipe._compiled)
+    programs = len(class_pipe._programs)
     same, other = [], []
     for step in class_pipe.stream(label=3, **options):
         same.append(step)
@@ -146,7 +146,7 @@ def test_the_course_changes_midway_without_a_new_program(class_pipe):
     for step in class_pipe.stream(label=3, **options):
         other.append(step)
         class_pipe.update(step, label=5, guidance=3.0)
-    assert len(class_pipe._compiled) == programs
+    assert len(class_pipe._programs) == programs
     np.testing.assert_array_equal(same[-1].z, plain[-1].z)
     np.testing.assert_array_equal(other[0].z, plain[0].z)
     assert np.abs(other[1].z - plain[1].z).max() > 1e-3
