@@ -20,6 +20,7 @@ names*, convert         other programs' parameters by name, exact cover
 checked, architectures* other programs' settings
 from_*, export_*, conversion
                         whole models from and to other programs
+bulk                    many pictures into one file
 requests, pipeline      what is asked for; sampling, for people and programs
 tools/                  python -m lDM_jax.tools.<name>
 """

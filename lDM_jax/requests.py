@@ -68,10 +68,17 @@ class Request:
             value = getattr(self, field.name)
             if value is None or (field.name not in ALWAYS and value == field.default):
                 continue
-            if isinstance(value, np.ndarray):
-                value = f"sha256:{hashlib.sha256(value.tobytes()).hexdigest()}"
-            values[field.name] = str(value) if isinstance(value, Path) else value
+            values[field.name] = plain(value)
         return values
+
+
+def plain(value):
+    """A field's value as JSON; pixels by their digest, files by their name."""
+    if isinstance(value, np.ndarray):
+        return f"sha256:{hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)

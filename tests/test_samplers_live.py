@@ -229,7 +229,7 @@ def test_cosine_and_terminal_schedules():
 
 
 def test_inversion_is_diffusers_inverse_scheduler():
-    """DDIMInverseScheduler names the steps by the times they go to, as `invert` asks."""
+    """DDIMInverseScheduler asks at the times that its steps go to, as `invert` does."""
     steps = 20
     theirs = scheduler(
         "DDIMInverse", clip_sample=False, set_alpha_to_one=False, steps_offset=1

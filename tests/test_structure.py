@@ -46,6 +46,7 @@ LEVELS = [
     (r"lDM_jax\.from_original$", 7.7),
     (r"lDM_jax\.(from_diffusers|export_(diffusers|original))$", 7.8),
     (r"lDM_jax\.(pipeline|summary)$", 8),
+    (r"lDM_jax\.bulk$", 8.5),
     (r"lDM_jax\.tools(\..*)?$", 9),
     (r"lDM_jax(\.training)?$", -1),
 ]

@@ -1,6 +1,7 @@
 """Tasks from data to request: what training reads, what a user may ask for."""
 
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +240,9 @@ def test_files_stand_for_pixels_and_records_remember_their_names(tmp_path):
     record = request.record()
     assert record["image"] == str(picture) and record["mask"] == str(hole)
     assert "layout" not in record and "strength" not in record
+    regions = [("a dog", (0.0, 0.0, 0.5, 1.0)), ("a cat", HOLE)]
+    kept = json.loads(json.dumps(Request("x", regions=regions).record()["regions"]))
+    assert kept[0] == ["a dog", [0.0, 0.0, 0.5, 1.0]] and len(kept[1][1]) == 71
     inside = Request(label=1, image=PICTURE).record()["image"]
     assert inside.startswith("sha256:") and len(inside) == 71
 

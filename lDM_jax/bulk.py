@@ -1,0 +1,138 @@
+"""Many pictures for evaluation: sharded, resumable, one npz at the end.
+
+    arr_0  uint8 "n H W 3"       what the field's evaluators read (ADM's format)
+    arr_1  i32 "n"               the labels, for class-conditional models
+
+Picture i has seed `first + i` and, with classes, label i mod num_classes. Pictures are
+drawn in parts of a few batches; a part is written whole or not at all, so that the same
+command continues after a kill. Devices share a batch, hosts share the parts, and the
+last to finish joins them, reading one part at a time.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
+
+from lDM_jax.arrays import UserError
+from lDM_jax.pipeline import Pipeline
+from lDM_jax.requests import Request
+from lDM_jax.training.sharding import batch_sharding, make_mesh, replicated
+
+PART = 256
+
+
+def row_request(request: Request, index: int, num_classes: int) -> Request:
+    """The request of picture `index`: its own seed and, with classes, its label."""
+    changes = {"seeds": (request.seeds[0] + index,)}
+    if num_classes and request.label is None:
+        changes["label"] = index % num_classes
+    return Request(**{**vars(request), **changes})
+
+
+def parts(count: int) -> list[range]:
+    """The indices 0 .. count - 1 in parts."""
+    return [range(start, min(start + PART, count)) for start in range(0, count, PART)]
+
+
+def generate(
+    pipe: Pipeline, request: Request, count: int, path: str | Path, *, batch_size: int
+) -> Iterator[int]:
+    """Draw `count` pictures into the npz `path`; yields how many a step has finished.
+
+    The parts lie in `path`.parts until the end. UserError if `path` exists, or if the
+    parts there are of another request.
+    """
+    path = Path(path)
+    folder = path.with_name(path.name + ".parts")
+    if path.exists():
+        raise UserError(f"{path} exists already: give a new file")
+    classes = pipe.config.get("num_classes", 0) if pipe.task.name == "class" else 0
+    mesh = make_mesh()
+    if batch_size % mesh.size:
+        raise UserError(
+            f"a batch of {batch_size} does not split over {mesh.size} devices"
+        )
+    prepare(folder, {"count": count, **request.record()})
+    pipe.place(replicated(mesh))
+    for number, indices in enumerate(parts(count)):
+        file = folder / f"{number:06d}.npy"
+        if number % jax.process_count() != jax.process_index():
+            continue
+        if not file.exists():
+            rows = [row_request(request, i, classes) for i in indices]
+            drawn = draw(pipe, rows, batch_size, batch_sharding(mesh))
+            write_part(file, drawn)
+        yield len(indices)
+    if jax.process_count() > 1:
+        sync_global_devices("bulk")
+    if jax.process_index() == 0:
+        labels = np.arange(count, dtype=np.int32) % classes if classes else None
+        join(folder, path, count, labels)
+        shutil.rmtree(folder)
+
+
+def draw(pipe: Pipeline, rows: list[Request], batch_size: int, sharding) -> np.ndarray:
+    """uint8 "n H W 3" of resolved one-seed requests, the last batch padded."""
+    found = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        padded = batch + [batch[-1]] * (batch_size - len(batch))
+        found.append(pipe.each(padded, sharding=sharding)[: len(batch)])
+    return np.concatenate(found)
+
+
+def prepare(folder: Path, record: dict) -> None:
+    """The folder of parts, new or of the same request."""
+    text = json.dumps(record, sort_keys=True)
+    file = folder / "request.json"
+    if file.exists():
+        if file.read_text() != text:
+            raise UserError(f"{folder} holds parts of another request: remove it first")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write atomically."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+def write_part(file: Path, pictures: np.ndarray) -> None:
+    """Write atomically."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            np.save(stream, pictures)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def join(folder: Path, path: Path, count: int, labels: np.ndarray | None) -> None:
+    """All parts as one npz, in memory one at a time."""
+    files = sorted(folder.glob("*.npy"))
+    shape = (count, *np.load(files[0], mmap_mode="r").shape[1:])
+    partial = path.with_name(f".{path.name}.partial")
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz:
+            with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array_header_1_0(stream, header)
+                for file in files:
+                    stream.write(np.ascontiguousarray(np.load(file)).tobytes())
+            if labels is not None:
+                with npz.open("arr_1.npy", "w") as stream:
+                    np.lib.format.write_array(stream, labels)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
