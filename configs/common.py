@@ -76,6 +76,7 @@ def diffusion() -> ConfigDict:
         dropout=0.0,
         num_groups=32,
         remat=False,
+        remat_policy="nothing",
         dtype="float32",
     )
     config.text = dict(

@@ -28,7 +28,7 @@ from lDM_jax.models.conditioners import (
 )
 from lDM_jax.models.discriminator import PatchDiscriminator
 from lDM_jax.models.text import TextTransformer
-from lDM_jax.models.unet import UNet
+from lDM_jax.models.unet import REMAT_POLICIES, UNet
 from lDM_jax.tokenizers import BertTokenizer, ClipTokenizer
 from lDM_jax.training import checkpoint
 from lDM_jax.training.adversary import Adversary
@@ -65,6 +65,11 @@ def unet(section: dict, *, out_channels: int) -> UNet:
                 f"config.unet.transformer_depth = {tuple(depth)}: give one number, or "
                 f"one for each of the {len(section['width_mults'])} levels"
             )
+    lookup(
+        REMAT_POLICIES,
+        section.get("remat_policy", "nothing"),
+        "config.unet.remat_policy",
+    )
     heads, channels = section["num_heads"], section["head_channels"]
     if (heads is None) == (channels is None):
         raise UserError(

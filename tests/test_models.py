@@ -243,7 +243,8 @@ def test_group_norm_standardises_groups_and_narrow_layers_work():
     np.testing.assert_allclose(np.asarray(out).std(axis=(1, 2)), 1, atol=1e-5)
 
 
-def test_remat_changes_no_gradient():
+@pytest.mark.parametrize("policy", ["nothing", "products", "dots"])
+def test_remat_changes_no_gradient_and_keeps_what_its_policy_says(policy):
     z, t = jnp.asarray(noise("z", (1, 4, 4, 3))), jnp.zeros(1, jnp.int32)
     plain = UNet(3, 32, (1,), 1, (1,), num_heads=2)
     shapes = jax.eval_shape(plain.init, jax.random.key(0), z, t)
@@ -257,8 +258,24 @@ def test_remat_changes_no_gradient():
 
     expected = gradient(plain)
     assert np.abs(expected).max() > 1e-2
-    saved = gradient(plain.clone(remat=True))
-    np.testing.assert_allclose(saved, expected, rtol=1e-4, atol=1e-5)
+    again = plain.clone(remat=True, remat_policy=policy)
+    np.testing.assert_allclose(gradient(again), expected, rtol=1e-4, atol=1e-5)
+
+    def kept(unet) -> int:
+        """Numbers that the forward pass leaves to the backward pass."""
+
+        def backward(z):
+            times = jnp.zeros(len(z), jnp.int32)
+            return jax.vjp(lambda z: unet.apply(variables, z, times), z)[1]
+
+        large = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+        return sum(
+            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, large))
+        )
+
+    order = [again.clone(remat_policy=name) for name in ("nothing", "products", "dots")]
+    sizes = [kept(unet) for unet in (*order, plain)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[3]
 
 
 def test_extent_that_cannot_be_halved():

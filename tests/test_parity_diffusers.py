@@ -247,6 +247,26 @@ def test_live_bfloat16(network):
     assert error < limit * np.linalg.norm(expected)
 
 
+@pytest.mark.live
+def test_live_text_transformer_in_bfloat16():
+    """The text (and layout) transformer in bf16 against diffusers' in f32, within 2 %."""
+    pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
+    from tests.reference import record_diffusers
+
+    salt = "live/bert/"
+    model = record_diffusers.build("bert")
+    record_diffusers.set_weights(model, salt)
+    inputs = rule.diffusers_inputs("bert", salt)
+    expected = record_diffusers.answer("bert", model, inputs)["context"]
+    weights = rule.draw(record_diffusers.shapes(model), salt)
+    variables = convert.from_original(weights, names_of("bert"))
+    text = NETWORKS["bert"].clone(dtype=jnp.bfloat16)
+    found = rule.fast_jit(text.apply)(variables, inputs["tokens"].astype(np.int32))
+    error = np.linalg.norm(np.asarray(found) - expected)
+    assert 1e-4 < error / np.linalg.norm(expected) < 2e-2
+
+
 def test_part_split_and_join_are_inverse():
     """heads x [q | k | v] columns: 2 heads of width 1 are q1 k1 v1 q2 k2 v2."""
     qkv = np.arange(12.0).reshape(2, 6)

@@ -8,6 +8,7 @@ sizes live in configs/. Source: Rombach et al. 2022, appendix E.2, tables 12 to 
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Cond, Float, Int, UserError, typecheck
@@ -23,6 +24,13 @@ from lDM_jax.models.layers import (
     time_features,
     zeros,
 )
+
+POLICIES = jax.checkpoint_policies
+REMAT_POLICIES = {
+    "nothing": POLICIES.nothing_saveable,
+    "products": POLICIES.dots_with_no_batch_dims_saveable,
+    "dots": POLICIES.dots_saveable,
+}
 
 
 class UNet(nn.Module):
@@ -43,6 +51,9 @@ class UNet(nn.Module):
     vector_width     0: Cond.vector "b 4*width" is added to the time embedding as it
                      is; else "b vector_width" through Linear-SiLU-Linear (SDXL)
     scale_shift, res_resample    as in the churches model
+    remat            compute blocks again in the backward pass instead of keeping them;
+    remat_policy     what a block keeps all the same: "nothing", its matrix "products"
+                     with parameters, or all "dots" (also attention's)
     """
 
     out_channels: int
@@ -61,6 +72,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_groups: int = 32
     remat: bool = False
+    remat_policy: str = "nothing"
     dtype: jnp.dtype = jnp.float32
 
     def heads(self, channels: int) -> int:
@@ -145,8 +157,10 @@ class UNet(nn.Module):
         block = ResBlock
         transformer, plain = SpatialTransformer, AttentionBlock
         if self.remat:
-            block = nn.remat(ResBlock, static_argnums=(3,))
-            transformer, plain = nn.remat(transformer), nn.remat(plain)
+            options = dict(policy=REMAT_POLICIES[self.remat_policy])
+            block = nn.remat(ResBlock, static_argnums=(3,), **options)
+            transformer = nn.remat(transformer, **options)
+            plain = nn.remat(plain, **options)
         common = dict(num_groups=self.num_groups, dtype=self.dtype)
 
         def res(name: str, width: int, resample: str | None = None):
