@@ -249,7 +249,7 @@ def test_live_bfloat16(network):
 
 @pytest.mark.live
 def test_live_text_transformer_in_bfloat16():
-    """The text (and layout) transformer in bf16 against diffusers' in f32, within 2 %."""
+    """The text and layout transformer in bf16 against diffusers in f32, within 2 %."""
     pytest.importorskip("torch", reason="needs requirements-dev.txt")
     pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
     from tests.reference import record_diffusers
