@@ -1,7 +1,8 @@
 """Tiled against untiled first stages: memory and differences, as JSON.
 
     python -m benchmarks.tiled_codec [--height_px 1536] [--width_px 1024] [--width 32]
-    python -m benchmarks.tiled_codec --trained --height_px 1024 --width_px 384
+    python -m benchmarks.tiled_codec --trained \\
+        --height_px 640 --width_px 320 --tile_px 320
 
 The first line runs vq_f4_noattn at a reduced width with drawn weights: no attention, so
 exact mode should agree with the untiled run. `--trained` runs the shipped emoji_kl_f8,
