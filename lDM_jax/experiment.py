@@ -32,6 +32,7 @@ from lDM_jax.training.state import Stage
 log = logging.getLogger(__name__)
 
 SCALE_SAMPLE_IMAGES = 512
+HELD_OUT_SCENES = 512
 
 
 @dataclasses.dataclass
@@ -58,6 +59,8 @@ def source(config: ConfigDict, split: str):
         chosen = sources.EmojiSource(split=split, size_px=data.size_px)
     elif data.source == "scenes":
         options = dict(data.get("scenes", {}))
+        if split != "train":
+            options["num_scenes"] = HELD_OUT_SCENES
         chosen = SceneSource(split=split, size_px=data.size_px, **options)
     elif data.source == "folder":
         chosen = FolderSource(data.path, split=split, size_px=data.size_px)
