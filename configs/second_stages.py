@@ -10,7 +10,7 @@ with the config of that name or converted.
 
 from ml_collections import ConfigDict
 
-from configs import common, first_stages
+from configs import common, data, first_stages
 
 # Blocks of the networks that several tables repeat.
 F4_UNET = dict(width_mults=(1, 2, 3, 4), attn_factors=(8, 4, 2))
@@ -105,6 +105,32 @@ def recipe(
     return common.finish(config, arg)
 
 
+def unconditional_ldm4(arg: str, *, batch_size: int, **row) -> ConfigDict:
+    """Faces and bedrooms, table 12: one network, a learning rate of 2e-6 x batch."""
+    return recipe(
+        arg,
+        first_stage="vq_f4",
+        unet=dict(width=224, **F4_UNET),
+        learning_rate=2e-6 * batch_size,
+        batch_size=batch_size,
+        **row,
+    )
+
+
+def layout(arg: str, *, unet: dict, **row) -> ConfigDict:
+    """Layout to image, table 15: boxes as tokens, read by 16 layers of transformer."""
+    return recipe(
+        arg,
+        task="layout",
+        unet=dict(num_heads=1, context_width=512, **unet),
+        text=dict(width=512, depth=16, max_length=92, vocab_size=8192),
+        learning_rate=4.8e-5,
+        betas=(0.0015, 0.0205),
+        loss="l1",
+        **row,
+    )
+
+
 def class_study(arg: str, f: int, **changes) -> ConfigDict:
     """A row of table 13: ImageNet by class, one head, 2M iterations."""
     first_stage, width, mults, factors = STUDY[f]
@@ -122,6 +148,7 @@ def class_study(arg: str, f: int, **changes) -> ConfigDict:
         first_stage=first_stage,
         unet=unet,
         num_steps=2_000_000,
+        data=data.IMAGENET,
         sample=dict(steps=100),
     )
     return recipe(arg, **{**row, **changes})
@@ -139,7 +166,7 @@ def stable_diffusion(
         scale=0.18215,
         unet={**shape, **unet},
         text=ConfigDict(dict(kind="clip", path="", **text)),
-        data=dict(size_px=size_px),
+        data={**data.CAPTIONS, "size_px": size_px},
         learning_rate=1e-4,
         warmup_steps=10_000,
         batch_size=2048,

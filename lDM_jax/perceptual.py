@@ -12,10 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lDM_jax import torch_file
 from lDM_jax.arrays import Array, UserError
-from lDM_jax.convert import Names, from_original, make_names
 from lDM_jax.downloads import fetch
+from lDM_jax.interop import torch_file
+from lDM_jax.interop.convert import Names, from_original, make_names
 from lDM_jax.models.lpips import LPIPS
 from lDM_jax.weights import ASSETS
 

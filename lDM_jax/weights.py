@@ -19,10 +19,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lDM_jax import torch_file
 from lDM_jax.arrays import UserError
-from lDM_jax.convert import Lazy, as_lazy
-from lDM_jax.convert import Path as Names
+from lDM_jax.interop import torch_file
+from lDM_jax.interop.convert import Lazy, as_lazy
+from lDM_jax.interop.convert import Path as Names
 
 ASSETS = Path(__file__).parent / "assets"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"

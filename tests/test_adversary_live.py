@@ -21,9 +21,9 @@ with warnings.catch_warnings():
     pytest.importorskip("diffusers")
     from tests.reference.record_diffusers import build
 
-from lDM_jax import names as name_tables
 from lDM_jax import rng
-from lDM_jax.convert import from_original, to_original
+from lDM_jax.interop import names as name_tables
+from lDM_jax.interop.convert import from_original, to_original
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.discriminator import PatchDiscriminator
 from lDM_jax.models.lpips import LPIPS

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import convert, names_text
 from lDM_jax.arrays import UserError
+from lDM_jax.interop import convert, names_text
 from lDM_jax.models.clip import ClipText
 from tests.reference import rule
 

@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import first_stages
-from lDM_jax import build, names
+from lDM_jax import build
+from lDM_jax.interop import names
 from lDM_jax.summary import summary
 from tests.reference import rule
 

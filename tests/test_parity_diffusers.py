@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import convert, names_text
-from lDM_jax import names as tables
 from lDM_jax.arrays import Cond
+from lDM_jax.interop import convert, names_text
+from lDM_jax.interop import names as tables
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.layers import time_features
 from lDM_jax.models.text import TextTransformer

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import convert, guidance, names_text, samplers
-from lDM_jax import names as tables
+from lDM_jax import guidance, samplers
 from lDM_jax.arrays import Cond, UserError
 from lDM_jax.codec import Codec
 from lDM_jax.diffusion import Process
+from lDM_jax.interop import convert, names_text
+from lDM_jax.interop import names as tables
 from lDM_jax.models.autoencoder import Autoencoder, VectorQuantizer
 from lDM_jax.models.text import TextTransformer
 from lDM_jax.models.unet import UNet

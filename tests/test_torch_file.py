@@ -1,8 +1,8 @@
-"""Reading torch files without torch: the right numbers, and no file can do harm.
+"""Reading torch files without torch: the right numbers; damage is a plain error.
 
 tests/reference/torch holds files that torch wrote and the arrays that torch reads from
-them; the live tests write others. Hostile files are built here, and a control shows
-that the standard library would run what they ask for. Comparisons are exact.
+them; the live tests write others. Comparisons are exact. What pickles may ask for is
+the affair of test_torch_pickle.
 """
 
 import json
@@ -10,92 +10,21 @@ import pickle
 import random
 import struct
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lDM_jax import torch_file
 from lDM_jax.errors import UserError
-from lDM_jax.torch_pickle import BrokenPickle, interpret, suspicious
+from lDM_jax.interop import torch_file
 from tests.reference import rule, toy
-
-FOLDER = rule.FOLDER / "torch"
-STOP = b"."
-
-
-def value(item) -> bytes:
-    """The opcodes that push a plain value (pickle protocol 2)."""
-    return pickle.dumps(item, protocol=2)[2:-1]
-
-
-def tensor(
-    *, kind="FloatStorage", key="0", numel=4, offset=0, shape=(4,), strides=(1,)
-) -> bytes:
-    """The opcodes by which torch describes a tensor."""
-    storage = value("storage") + f"ctorch\n{kind}\n".encode()
-    storage += value(key) + value("cpu") + value(numel)
-    view = value(offset) + value(shape) + value(strides)
-    hooks = b"\x89ccollections\nOrderedDict\n)R"
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(("
-        + storage
-        + b"tQ"
-        + view
-        + hooks
-        + (b"tR")
-    )
-
-
-def one_entry(**description) -> bytes:
-    """The pickle of {"a": tensor}."""
-    return b"\x80\x02}" + value("a") + tensor(**description) + b"s" + STOP
-
-
-def call(function: str, argument: str) -> bytes:
-    """The opcodes of function(argument): what a hostile file hides."""
-    module, _, name = function.rpartition(".")
-    return f"c{module}\n{name}\n(".encode() + value(argument) + b"tR"
-
-
-def write_zip(path: Path, content: bytes, *, compress=zipfile.ZIP_STORED, **storages):
-    """A torch archive with that data.pkl; storage "0" holds 1 2 3 4 unless given."""
-    storages = storages or {"0": np.arange(1, 5, dtype="<f4").tobytes()}
-    with zipfile.ZipFile(path, "w", compress) as archive:
-        archive.writestr("archive/data.pkl", content)
-        archive.writestr("archive/byteorder", b"little")
-        for key, numbers in storages.items():
-            archive.writestr(f"archive/data/{key}", numbers)
-    return path
-
-
-def write_stacked(path: Path, content: bytes, keys=("0",)) -> Path:
-    """The older format, with four numbers in every storage."""
-    system = {"little_endian": True}
-    head = (torch_file.MAGIC, torch_file.PROTOCOL, system)
-    parts = [pickle.dumps(part, protocol=2) for part in head]
-    parts += [content, pickle.dumps(list(keys), protocol=2)]
-    for _ in keys:
-        parts += [struct.pack("<q", 4), np.arange(1, 5, dtype="<f4").tobytes()]
-    path.write_bytes(b"".join(parts))
-    return path
-
-
-def write_plain(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-WRITERS = {"zip": write_zip, "stacked": write_stacked, "plain": write_plain}
-
-
-def refusal(path: Path) -> str:
-    """The one-line error of reading `path`."""
-    with pytest.raises(UserError) as error:
-        torch_file.read(path)
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 700 and message.isprintable()
-    return message.removeprefix(str(path)).strip()
+from tests.torch_files import (
+    FOLDER,
+    one_entry,
+    refusal,
+    write_plain,
+    write_stacked,
+    write_zip,
+)
 
 
 @pytest.mark.parametrize("name", ["zip.pt", "stacked.pt"])
@@ -176,119 +105,6 @@ def test_big_endian_archive(tmp_path):
         archive.writestr("byteorder", b"big")
         archive.writestr("data/0", np.arange(1, 5, dtype=">f4").tobytes())
     np.testing.assert_array_equal(torch_file.read(path)["a"], [1, 2, 3, 4])
-
-
-HIDING = {
-    "alone": lambda evil: b"\x80\x02" + evil + STOP,
-    "beside a state dict": lambda evil: (
-        b"\x80\x02}" + value("a") + tensor() + b"s" + evil + b"0" + STOP
-    ),
-    "as an entry of it": lambda evil: (
-        b"\x80\x02}" + value("a") + tensor() + b"s" + value("b") + evil + b"s" + STOP
-    ),
-    "in the hyper-parameters": lambda evil: (
-        b"\x80\x02}"
-        + (value("state_dict") + b"}" + value("a") + tensor() + b"ss")
-        + (value("hyper_parameters") + b"]" + evil + b"as" + STOP)
-    ),
-    "as the state of a tensor": lambda evil: (
-        b"\x80\x02}" + value("a") + tensor() + evil + b"bs" + STOP
-    ),
-}
-
-
-@pytest.mark.parametrize("container", WRITERS)
-@pytest.mark.parametrize("place", HIDING)
-@pytest.mark.parametrize("function", ["os.system", "builtins.exec", "posix.system"])
-def test_hostile_pickles_are_refused_and_not_executed(
-    container, place, function, tmp_path
-):
-    marker = tmp_path / "executed"
-    command = f"touch {marker}"
-    if function.endswith("exec"):
-        command = f"open({str(marker)!r}, 'w').close()"
-    evil = call(function, command)
-    pickle.loads(b"\x80\x02" + evil + STOP)  # the control: this does run it
-    assert marker.exists()
-    marker.unlink()
-    path = WRITERS[container](tmp_path / "model.ckpt", HIDING[place](evil))
-    assert refusal(path) == (
-        f"asks to call {function}: no checkpoint needs that. Nothing was executed"
-    )
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("position", range(5))
-def test_no_pickle_of_the_older_format_is_executed(position, tmp_path):
-    marker = tmp_path / "executed"
-    evil = b"\x80\x02" + call("os.system", f"touch {marker}") + STOP
-    head = [torch_file.MAGIC, torch_file.PROTOCOL, {}, None, ["0"]]
-    parts = [pickle.dumps(part, protocol=2) for part in head]
-    parts[3] = one_entry()
-    parts[position] = evil
-    numbers = struct.pack("<q4f", 4, 1, 2, 3, 4)
-    path = write_plain(tmp_path / "model.pth", b"".join(parts) + numbers)
-    assert "os.system" in refusal(path)
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_every_protocol_is_read_alike(protocol, tmp_path):
-    """What pickle writes comes back; what it would call is named and not called."""
-    marker = tmp_path / "executed"
-
-    class Evil:
-        def __reduce__(self):
-            return open, (str(marker), "w")
-
-    plain = {"a": [1, -2, 2**70, 0.5, None, True, "é", b"x", (1, (2,), ()), {"b": []}]}
-    plain |= {"long": "x" * 300, "many": list(range(300)), "bytes": b"y" * 300}
-    path = write_plain(tmp_path / "p", pickle.dumps(plain, protocol))
-    with path.open("rb") as file:
-        found = interpret(file)
-    if protocol > 2:  # before, bytes are a call of _codecs.encode
-        assert found.value == plain and not found.globals
-    assert found.value["many"] == plain["many"] and not suspicious(found.globals)
-    write_plain(path, pickle.dumps({"a": Evil()}, protocol))
-    with path.open("rb") as file:
-        names = interpret(file).globals
-    assert suspicious(names) in (["io.open"], ["_io.open"])
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x80\x02\x82\x01.",  # EXT1
-        b"\x80\x02Pabc\n.",  # PERSID, protocol 0
-        b"\x80\x02].",  # whole, but an empty list
-        b"\x80\x020.",
-        b"\x80\x02h\x07.",
-        b"\x80\x02K\x01K\x01R.",
-        b"\x80\x02}(K\x01u.",
-        b"\x80\x02X\xff\xff\xff\x7fabc",
-        b"\x80\x02\x8b\xff\xff\xff\x7f",
-        b"\x80\x02",
-        b"\x80\x02(((",
-        b"\x80\x02t.",
-    ],
-)
-def test_broken_pickles_are_one_line(content, tmp_path):
-    for write in (write_zip, write_stacked):
-        refusal(write(tmp_path / "model", content))
-
-
-def test_work_stays_linear(tmp_path):
-    """Nested tuples, as keys and as values, and nested lists: no hash, no recursion."""
-    doubling = b")" + b"2\x86" * 60  # t = (t, t), sixty times
-    for content in (
-        b"\x80\x02}" + doubling + b"K\x01s" + STOP,
-        b"\x80\x02}" + value("a") + doubling + b"s" + STOP,
-        b"\x80\x02ctorch\nFloatStorage\n" + doubling + b"R" + STOP,
-        b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + STOP,
-        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + STOP,
-    ):
-        refusal(write_zip(tmp_path / "model.pt", content))
 
 
 @pytest.mark.parametrize(
@@ -437,17 +253,3 @@ def test_only_what_is_asked_for_is_read(tmp_path):
     found = torch_file.read(path)
     assert found.shapes == {"large": (2**34,), "small": (2,)}
     np.testing.assert_array_equal(found["small"], [1.5, -2.0])
-
-
-def test_names_in_messages_are_printable(tmp_path):
-    content = b"\x80\x04" + value("a\x1b[2J\n") + value("b") + b"\x93" + STOP
-    assert "a\\x1b[2J .b" in refusal(write_zip(tmp_path / "model.pt", content))
-
-
-def test_broken_pickle_is_a_value_error():
-    """Bytes of another format, of which some look like strings with odd escapes."""
-    with (
-        (FOLDER / "entries.npz").open("rb") as file,
-        pytest.raises(BrokenPickle),
-    ):
-        interpret(file)

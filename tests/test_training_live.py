@@ -19,10 +19,11 @@ with warnings.catch_warnings():
     diffusers = pytest.importorskip("diffusers")
     from tests.reference.record_diffusers import first, shapes
 
-from lDM_jax import names, rng
+from lDM_jax import rng
 from lDM_jax.codec import Codec
-from lDM_jax.convert import from_original, to_original
 from lDM_jax.diffusion import Process
+from lDM_jax.interop import names
+from lDM_jax.interop.convert import from_original, to_original
 from lDM_jax.models.autoencoder import Identity
 from lDM_jax.models.conditioners import AsItIs, ClassConditioner, Conditioner
 from lDM_jax.models.unet import UNet

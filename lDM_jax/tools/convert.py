@@ -23,9 +23,10 @@ from pathlib import Path
 
 import yaml
 
-from lDM_jax import (
+from lDM_jax import build
+from lDM_jax.arrays import UserError
+from lDM_jax.interop import (
     architectures_original,
-    build,
     conversion,
     export_diffusers,
     export_original,
@@ -33,8 +34,7 @@ from lDM_jax import (
     from_original,
     torch_file,
 )
-from lDM_jax.arrays import UserError
-from lDM_jax.conversion import Converted
+from lDM_jax.interop.conversion import Converted
 
 PROGRAMS = ("diffusers", "original")
 

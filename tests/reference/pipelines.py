@@ -16,7 +16,7 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
     LDMBertModel,
 )
 
-from lDM_jax import export_diffusers
+from lDM_jax.interop import export_diffusers
 from tests.reference import record_diffusers, rule
 
 SIDE = 8  # of the latents

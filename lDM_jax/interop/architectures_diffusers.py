@@ -14,8 +14,8 @@ Reading order: the UNet there and back, the scheduler, text encoders.
 
 from collections.abc import Mapping
 
-from lDM_jax import architectures, checked
 from lDM_jax.errors import UserError
+from lDM_jax.interop import architectures, checked
 
 PLAIN, SPATIAL = "UNet2DModel", "UNet2DConditionModel"
 MID = {PLAIN: "UNetMidBlock2D", SPATIAL: "UNetMidBlock2DCrossAttn"}

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lDM_jax import architectures_conditions as conditions
-from lDM_jax import architectures_original as original
-from lDM_jax import build, convert, from_original, names
-from lDM_jax.architectures import ORIGINAL_GROUPS
+from lDM_jax import build
 from lDM_jax.arrays import UserError
-from lDM_jax.conversion import Ours, open_model, open_parts
-from lDM_jax.convert import Lazy
+from lDM_jax.interop import architectures_conditions as conditions
+from lDM_jax.interop import architectures_original as original
+from lDM_jax.interop import convert, from_original, names
+from lDM_jax.interop.architectures import ORIGINAL_GROUPS
+from lDM_jax.interop.conversion import Ours, open_model, open_parts
+from lDM_jax.interop.convert import Lazy
 
 
 class Exported(NamedTuple):

@@ -15,7 +15,7 @@ Reading order: inputs that make the maps, the paper's encoder, CLIP.
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.convert import Entry, Names, Part, Path, Translate, make_names
+from lDM_jax.interop.convert import Entry, Names, Path, Translate, make_names, split_qkv
 from lDM_jax.models.clip import ClipText
 from lDM_jax.models.text import TextTransformer
 
@@ -107,7 +107,7 @@ def clip_names(network: ClipText, prefix: str = "text_model.") -> Names:
         number = place.removeprefix("block_")
         return f"{prefix}encoder.layers.{number}.{inner[rest[0]]}", "linear"
 
-    names = _split_qkv(_tower_names(network, translate))
+    names = split_qkv(_tower_names(network, translate), "{}_proj", lambda width: 1)
     numbers = Entry(None, "same", (1, network.max_length))
     return names | {f"{prefix}embeddings.position_ids": numbers}
 
@@ -168,19 +168,3 @@ def _tower_names(network: ClipText, translate: Translate) -> Names:
         name: entry if entry.path in used else entry._replace(path=None)
         for name, entry in make_names(whole, inputs, translate).items()
     }
-
-
-def _split_qkv(names: Names) -> Names:
-    """Replace each `qkv` by transformers' q_proj, k_proj, v_proj."""
-    split: Names = {}
-    for name, entry in names.items():
-        before, found, after = name.partition(".qkv.")
-        if not found:
-            split[name] = entry
-            continue
-        shape = (entry.shape[0] // 3, *entry.shape[1:])
-        for index, letter in enumerate("qkv"):
-            split[f"{before}.{letter}_proj.{after}"] = entry._replace(
-                shape=shape, part=Part(index, 3, heads=1)
-            )
-    return split

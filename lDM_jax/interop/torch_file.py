@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.errors import UserError
-from lDM_jax.torch_pickle import (
+from lDM_jax.interop.torch_pickle import (
     BrokenPickle,
     Pickled,
     Storage,

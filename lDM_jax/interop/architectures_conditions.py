@@ -20,8 +20,8 @@ Reading order: Condition, `conditioner`, one function a kind, the table of them.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from lDM_jax import checked
 from lDM_jax.errors import UserError
+from lDM_jax.interop import checked
 
 ENCODERS = "ldm.modules.encoders.modules."
 IDENTITY = "torch.nn.Identity"

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import build, convert, weights
+from lDM_jax import build, weights
 from lDM_jax.arrays import UserError
-from lDM_jax.convert import Lazy, Names
+from lDM_jax.interop import convert
+from lDM_jax.interop.convert import Lazy, Names
 
 
 class Part(NamedTuple):
@@ -54,7 +55,7 @@ class Ours(NamedTuple):
 
 
 def open_model(name: str) -> Ours:
-    """A shipped name, weights or work directory; "./" in it as `build.load_trained`.
+    """A shipped name, weights or work directory.
 
     The arrays of a weights directory are read when they are made.
     """
@@ -63,12 +64,7 @@ def open_model(name: str) -> Ours:
         config, params = build.load_trained(name)
         return Ours(config, convert.as_lazy(params))
     stored, arrays = weights.open_lazily(path)
-    config = ConfigDict(stored)
-    for section in ("first_stage", "text"):
-        inner = config.get(section, {}).get("path", "")
-        if inner.startswith("./"):
-            config[section].path = str(path / inner)
-    return Ours(config, arrays)
+    return Ours(build.in_place(stored, path), arrays)
 
 
 def open_parts(ours: Ours) -> tuple[Ours | None, Ours | None]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Cond
-from lDM_jax.convert import Names, Part, Path, make_names
+from lDM_jax.interop.convert import Names, Path, make_names, split_qkv
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.unet import UNet
 
@@ -212,20 +212,4 @@ def diffusers_unet_names(unet: UNet, in_channels: int | None = None) -> Names:
         return ".".join([outer, *rest]), dense.get(modules[-1], "linear")
 
     names = make_names(unet, _unet_inputs(unet, in_channels), translate)
-    return _split_qkv(names, unet)
-
-
-def _split_qkv(names: Names, unet: UNet) -> Names:
-    """Replace each `qkv` by diffusers' to_q, to_k, to_v."""
-    split: Names = {}
-    for name, entry in names.items():
-        before, found, after = name.partition(".qkv.")
-        if not found:
-            split[name] = entry
-            continue
-        width = entry.shape[0] // 3
-        for index, letter in enumerate("qkv"):
-            split[f"{before}.to_{letter}.{after}"] = entry._replace(
-                shape=(width, *entry.shape[1:]), part=Part(index, 3, unet.heads(width))
-            )
-    return split
+    return split_qkv(names, "to_{}", unet.heads)

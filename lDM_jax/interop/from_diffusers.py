@@ -17,23 +17,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lDM_jax import (
+from lDM_jax import build
+from lDM_jax.arrays import UserError
+from lDM_jax.diffusion import make_process
+from lDM_jax.interop import (
     architectures,
     architectures_conditions,
     architectures_diffusers,
     architectures_original,
-    build,
     checked,
     convert,
     names,
     names_text,
     torch_file,
 )
-from lDM_jax.arrays import UserError
-from lDM_jax.conversion import Converted, Part, read_all, split
-from lDM_jax.convert import Names
-from lDM_jax.diffusion import make_process
-from lDM_jax.from_original import COND_ROOT, UNET_ROOT
+from lDM_jax.interop.conversion import Converted, Part, read_all, split
+from lDM_jax.interop.convert import Names
+from lDM_jax.interop.from_original import COND_ROOT, UNET_ROOT
 from lDM_jax.models.clip import ClipText
 from lDM_jax.models.text import TextTransformer
 from lDM_jax.tokenizers import BERT_VOCAB, clip_vocabulary

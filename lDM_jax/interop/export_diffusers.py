@@ -21,19 +21,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lDM_jax import (
+from lDM_jax import build, weights
+from lDM_jax.arrays import UserError
+from lDM_jax.interop import (
     architectures,
     architectures_diffusers,
-    build,
     convert,
     names,
     names_text,
-    weights,
 )
-from lDM_jax.arrays import UserError
-from lDM_jax.conversion import Ours, open_model, open_parts, write_whole
-from lDM_jax.convert import Lazy
-from lDM_jax.from_original import COND_ROOT, UNET_ROOT
+from lDM_jax.interop.conversion import Ours, open_model, open_parts, write_whole
+from lDM_jax.interop.convert import Lazy
+from lDM_jax.interop.from_original import COND_ROOT, UNET_ROOT
 from lDM_jax.models.clip import ClipText
 from lDM_jax.models.text import TextTransformer
 from lDM_jax.tokenizers import BERT_VOCAB, END, START, clip_vocabulary

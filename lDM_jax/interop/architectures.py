@@ -11,8 +11,8 @@ in a way we cannot follow is a UserError that names it; nothing is guessed.
 from collections.abc import Mapping
 from typing import Any
 
-from lDM_jax import checked
 from lDM_jax.errors import UserError
+from lDM_jax.interop import checked
 
 ORIGINAL_GROUPS = 32
 # Keys of a ddconfig or of its model that are fine at these values and no other.

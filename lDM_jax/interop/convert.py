@@ -235,6 +235,26 @@ def ema_names(names: Names, root: str = "diffusion_model.") -> Names:
     }
 
 
+def split_qkv(names: Names, letter: str, heads: Callable[[int], int]) -> Names:
+    """The same map where each `qkv` is three entries.
+
+    letter: a name's pattern, such as "to_{}" for to_q. heads: how many lie one after
+    the other in our `qkv`, by the width of one of the three; 1 where it is [q | k | v].
+    """
+    split: Names = {}
+    for name, entry in names.items():
+        before, found, after = name.partition(".qkv.")
+        if not found:
+            split[name] = entry
+            continue
+        shape = (entry.shape[0] // 3, *entry.shape[1:])
+        for index, which in enumerate("qkv"):
+            part = Part(index, 3, heads(shape[0]))
+            third = f"{before}.{letter.format(which)}.{after}"
+            split[third] = entry._replace(shape=shape, part=part)
+    return split
+
+
 # The maker of maps: our module path -> (foreign module, layout of its dense kernel).
 Translate = Callable[[Path], tuple[str, str]]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}

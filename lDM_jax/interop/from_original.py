@@ -14,20 +14,20 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lDM_jax import (
+from lDM_jax import build
+from lDM_jax.arrays import UserError
+from lDM_jax.diffusion import make_betas
+from lDM_jax.interop import (
     architectures,
     architectures_original,
-    build,
     checked,
     convert,
     names,
     names_text,
 )
-from lDM_jax.architectures_original import SecondStage
-from lDM_jax.arrays import UserError
-from lDM_jax.conversion import Converted, Part, read_all, split
-from lDM_jax.convert import Entry, Names
-from lDM_jax.diffusion import make_betas
+from lDM_jax.interop.architectures_original import SecondStage
+from lDM_jax.interop.conversion import Converted, Part, read_all, split
+from lDM_jax.interop.convert import Entry, Names
 from lDM_jax.models.clip import ClipText
 from lDM_jax.models.text import TextTransformer
 

@@ -15,9 +15,9 @@ Reading order: SecondStage and `second_stage`, the UNet, the process.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lDM_jax import architectures, checked
-from lDM_jax.architectures_conditions import Condition, conditioner, sample
 from lDM_jax.errors import UserError
+from lDM_jax.interop import architectures, checked
+from lDM_jax.interop.architectures_conditions import Condition, conditioner, sample
 
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FIRST_STAGES = {
