@@ -3,16 +3,19 @@
     python sample.py --model=emoji --prompt="red heart" --seeds=0-15 --out=samples
 
 What:  --model --prompt (may be repeated) --negative --label --layout --segmentation
-       --image --mask --strength --regions --seeds --size --request
-How:   --steps --guidance --eta --sampler --spacing --regional --window
-Where: --out, or --num --npz (--batch) for evaluators
+       --image --mask --strength --source --regions --target --seeds --size --request
+How:   --steps --guidance --rescale --interval --eta --sampler --spacing --regional
+       --window --guide --autoguidance --classifier --classifier_scale --target_scale
+       --target_loss --interpolate
+Where: --out --animation --save_request, or --num --npz (--batch) for evaluators
 
 An image is enlarged by a super-resolution model, completed under --mask by an
-inpainting model, and changed by any other model: as a whole by --strength, or only
-under --mask.
+inpainting model, and changed by any other model: as a whole by --strength, only under
+--mask, or from its own noise (--source, its description).
 
-Every PNG holds the request that made it, `--request=FILE.png` makes it again. A grid of
-all pictures lies beside them. User errors exit with code 2.
+Every PNG holds the request that made it, `--request=FILE.png` makes it again, and
+--save_request=FILE.json writes it with the pixels of its files inside. A grid of all
+pictures lies beside them. User errors exit with code 2.
 """
 
 import dataclasses
@@ -41,6 +44,13 @@ flags.DEFINE_float(
     "strength", 1.0, "How much of the image may change: above 0, up to 1."
 )
 flags.DEFINE_string(
+    "source", None, "What --image shows: draw from the noise that leads to it."
+)
+flags.DEFINE_string("target", None, "Picture, usually small, to pull the result to.")
+flags.DEFINE_float("target_scale", 1.0, "How strongly --target pulls.")
+flags.DEFINE_string("target_loss", "l2", "l2 or lpips, at the target's size.")
+flags.DEFINE_string("lpips", "", "VGG16 file for --target_loss=lpips; else downloaded.")
+flags.DEFINE_string(
     "regions", None, "JSON: [[prompt, [left, top, width, height] or mask file], ...]"
 )
 flags.DEFINE_string("regional", "attention", "Where regions act: attention or latent.")
@@ -52,6 +62,21 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("steps", None, "Sampling steps; the model's default if unset.")
 flags.DEFINE_float("guidance", None, "Guidance scale; 1 switches guidance off.")
+flags.DEFINE_float(
+    "rescale", 0.0, "Share of the guided prediction brought to its old deviation."
+)
+flags.DEFINE_string(
+    "interval", None, "LOW,HIGH: guide only there; 0 is clean, 1 is noise."
+)
+flags.DEFINE_string("guide", "", "A worse model of the same task, for --autoguidance.")
+flags.DEFINE_float("autoguidance", 1.0, "Scale away from --guide; 1 is off.")
+flags.DEFINE_string("classifier", "", "A model of stage classifier.")
+flags.DEFINE_float(
+    "classifier_scale", 0.0, "How strongly --classifier pulls to --label."
+)
+flags.DEFINE_integer(
+    "interpolate", None, "That many pictures from each seed to the next."
+)
 flags.DEFINE_float("eta", 0.0, "DDIM noise: 0 deterministic, 1 ancestral.")
 flags.DEFINE_string("sampler", None, "Sampler name, e.g. ddim.")
 flags.DEFINE_string(
@@ -61,6 +86,10 @@ flags.DEFINE_integer("num", None, "That many pictures into one --npz, for evalua
 flags.DEFINE_string("npz", None, "File for --num: arr_0 uint8, resumable.")
 flags.DEFINE_integer("batch", 32, "Batch of --num, over all devices.")
 flags.DEFINE_string("out", "samples", "Directory for the pictures.")
+flags.DEFINE_string(
+    "animation", None, "File in --out (.gif, .webp, .png) for the way there."
+)
+flags.DEFINE_string("save_request", None, "JSON file for the request as a preset.")
 
 MAX_SEEDS = 100_000
 
@@ -141,23 +170,15 @@ def stored_request(path: str) -> dict:
     return stored
 
 
-def request_of(stored: dict):
-    """A request from its record. UserError for what is no field of a request."""
-    from lDM_jax.arrays import UserError
-    from lDM_jax.requests import Request
-
-    valid = {field.name for field in dataclasses.fields(Request)}
-    unknown = sorted(stored.keys() - valid)
-    if unknown:
-        raise UserError(
-            f"a request has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
-        )
-    for name in ("seeds", "size_px"):
-        if isinstance(stored.get(name), list):
-            stored[name] = tuple(stored[name])
-    if '"sha256:' in json.dumps(stored):
-        raise UserError("the request was made of pixels that were in no file")
-    return Request(**stored)
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """ "0.2,0.8" -> (0.2, 0.8). Raises ValueError for anything else."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--interval={text}: give LOW,HIGH, as in 0.2,0.8") from None
+    return low, high
 
 
 def slug(prompt: str | None) -> str:
@@ -168,7 +189,7 @@ def slug(prompt: str | None) -> str:
 def requests():
     """(model name, requests) that the flags ask for."""
     from lDM_jax.arrays import UserError
-    from lDM_jax.requests import Request
+    from lDM_jax.requests import Request, from_record
 
     if FLAGS.request is not None:
         stored = stored_request(FLAGS.request)
@@ -176,7 +197,7 @@ def requests():
         if not model:
             raise UserError(f"--request={FLAGS.request} names no model: give --model")
         stored.pop("model", None)
-        return model, [request_of(stored)]
+        return model, [from_record(stored)]
     if FLAGS.model is None:
         raise UserError("--model is required, e.g. --model=emoji")
     common = dict(
@@ -190,6 +211,14 @@ def requests():
         size_px=parse_size(FLAGS.size),
         window_px=FLAGS.window,
         regions=parse_regions(FLAGS.regions),
+        source=FLAGS.source,
+        target=FLAGS.target,
+        target_scale=FLAGS.target_scale,
+        target_loss=FLAGS.target_loss,
+        classifier_scale=FLAGS.classifier_scale,
+        rescale=FLAGS.rescale,
+        interval=parse_interval(FLAGS.interval),
+        autoguidance=FLAGS.autoguidance,
         regional=FLAGS.regional,
         seeds=parse_seeds(FLAGS.seeds),
         sampler=FLAGS.sampler,
@@ -216,19 +245,43 @@ def output_directory() -> Path:
     return out
 
 
+def load(model: str):
+    """The pipeline of the flags."""
+    from lDM_jax.pipeline import Pipeline
+    from lDM_jax.training.checkpoint import quiet_orbax
+
+    quiet_orbax()
+    options = dict(guide=FLAGS.guide, classifier=FLAGS.classifier, lpips=FLAGS.lpips)
+    return Pipeline.load(model, **options)
+
+
+def save_request(model: str, wanted: list) -> None:
+    """--save_request: the request with its pixels, for --request."""
+    from lDM_jax.arrays import UserError
+
+    if FLAGS.save_request is None:
+        return
+    if len(wanted) != 1:
+        raise UserError("--save_request holds one request: give one --prompt")
+    record = {"model": model, **wanted[0].embedded().record()}
+    Path(FLAGS.save_request).write_text(json.dumps(record, indent=1) + "\n")
+
+
 def draw(model: str, wanted: list) -> None:
     """All pictures of all requests, each written as soon as it is there, and a grid."""
     import numpy as np
     from tqdm import tqdm
 
     from lDM_jax import image
-    from lDM_jax.pipeline import Pipeline
-    from lDM_jax.training.checkpoint import quiet_orbax
 
-    quiet_orbax()
     out = output_directory()
-    pipe = Pipeline.load(model)
+    pipe = load(model)
     wanted = [pipe.resolved(request) for request in wanted]
+    save_request(model, wanted)
+    if FLAGS.interpolate is not None:
+        return draw_between(pipe, wanted, out)
+    if FLAGS.animation is not None:
+        return draw_steps(pipe, wanted, out)
     pictures = []
     with tqdm(total=sum(len(r.seeds) for r in wanted), unit="img") as progress:
         for request in wanted:
@@ -245,26 +298,65 @@ def draw(model: str, wanted: list) -> None:
     progress.write(f"{len(pictures)} pictures and grid.png in {out}")
 
 
+def draw_between(pipe, wanted: list, out: Path) -> None:
+    """--interpolate: numbered pictures, a grid, and the animation if it is asked for.
+
+    The way goes over the seeds of one prompt, or over as many prompts as seeds.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from lDM_jax import image
+
+    fields = {**vars(wanted[0])}
+    prompts = [fields.pop("prompt")] + [request.prompt for request in wanted[1:]]
+    prompt = prompts if len(prompts) > 1 else prompts[0]
+    frames = []
+    way = pipe.interpolate(FLAGS.interpolate, prompt, **fields)
+    for number, pixels in enumerate(tqdm(way, unit="img")):
+        image.write_png(out / f"way_{number:04d}.png", pixels)
+        frames.append(pixels)
+    image.write_png(out / "grid.png", image.grid(np.stack(frames)))
+    if FLAGS.animation is not None:
+        image.write_animation(out / FLAGS.animation, frames)
+    sys.stderr.write(f"{len(frames)} pictures and grid.png in {out}\n")
+
+
+def draw_steps(pipe, wanted: list, out: Path) -> None:
+    """--animation: the clean estimate after every step, all seeds side by side."""
+    from tqdm import tqdm
+
+    from lDM_jax import image
+    from lDM_jax.arrays import UserError
+
+    if len(wanted) != 1:
+        raise UserError("--animation shows one request: give one --prompt")
+    request = wanted[0]
+    frames = []
+    for step in tqdm(pipe.stream(**vars(request)), total=request.steps, unit="step"):
+        frames.append(image.grid(pipe.to_pixels(step.z0_hat)))
+    given = pipe.planner.canvas(request)
+    pictures = pipe.finish(step.z, request, given)
+    frames.append(image.grid(pictures))
+    image.write_animation(out / FLAGS.animation, frames)
+    image.write_png(out / "grid.png", frames[-1])
+    sys.stderr.write(f"{len(frames)} frames in {out / FLAGS.animation}\n")
+
+
 def draw_many(model: str, wanted: list) -> None:
     """--num pictures of one request into --npz."""
     from tqdm import tqdm
 
     from lDM_jax import bulk
     from lDM_jax.arrays import UserError
-    from lDM_jax.pipeline import Pipeline
-    from lDM_jax.training.checkpoint import quiet_orbax
 
     if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(wanted) != 1:
         raise UserError("--num and --npz belong together, with at most one --prompt")
-    quiet_orbax()
-    pipe = Pipeline.load(model)
-    request = bulk.row_request(wanted[0], 0, pipe.config.get("num_classes", 0))
-    resolved = pipe.resolved(request)
-    if wanted[0].label is None:
-        resolved = dataclasses.replace(resolved, label=None)
+    pipe = load(model)
+    request = dataclasses.replace(wanted[0], seeds=wanted[0].seeds[:1])
     with tqdm(total=FLAGS.num, unit="img") as progress:
         for count in bulk.generate(
-            pipe, resolved, FLAGS.num, FLAGS.npz, batch_size=FLAGS.batch
+            pipe, request, FLAGS.num, FLAGS.npz, batch_size=FLAGS.batch
         ):
             progress.update(count)
     sys.stderr.write(f"{FLAGS.num} pictures in {FLAGS.npz}\n")

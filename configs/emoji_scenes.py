@@ -17,5 +17,7 @@ def base(task: str, *, num_scenes: int = 12_000):
     config.first_stage.network = common.first_stage_network(
         width=16, num_res_blocks=1, z_channels=4, latent_channels=4, num_groups=8
     )
-    config.unet.update(dict(width_mults=(1, 2, 2), attn_factors=(2, 4)))
+    config.unet.update(
+        dict(width=48, width_mults=(1, 2, 2), num_res_blocks=1, attn_factors=(2, 4))
+    )
     return config

@@ -4,9 +4,11 @@ The only reader of configs. A section is exactly its constructor's keyword argum
 with 0 or "" standing for "not set" where ml_collections needs a typed default.
 """
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from lDM_jax.box_tokens import BoxTokenizer
 from lDM_jax.codec import Codec
 from lDM_jax.diffusion import make_process
 from lDM_jax.models.autoencoder import Autoencoder, Identity
+from lDM_jax.models.classifier import LatentClassifier
 from lDM_jax.models.clip import ClipText
 from lDM_jax.models.conditioners import (
     AsItIs,
@@ -198,6 +201,13 @@ def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     return Codec(network, float(scale)), params
 
 
+def stored_first_stage(config: ConfigDict) -> dict:
+    """What lies beside the weights that config.first_stage.path names; else nothing."""
+    if config.first_stage.path in ("", "identity", "random"):
+        return {}
+    return weights.read_config(weights.resolve(config.first_stage.path))
+
+
 def frozen(config: ConfigDict, first_stage_params: dict) -> dict:
     """Everything of a second stage that does not train (see `Model`)."""
     return {"first_stage": first_stage_params, **frozen_text(config)}
@@ -227,21 +237,23 @@ def random_network() -> Autoencoder:
 
 
 def load_trained(name: str) -> tuple[ConfigDict, dict]:
-    """(config, EMA parameters) of a shipped name, weights or work directory.
-
-    Inside a weights directory "./" at the beginning of a path means that directory.
-    """
+    """(config, EMA parameters) of a shipped name, weights or work directory."""
     path = weights.resolve(name)
     if not weights.is_weights_directory(path):
         config = weights.read_config(path)
         return ConfigDict(config.get("config", config)), checkpoint.load_ema(path)
     stored, params = weights.load(path)
+    return in_place(stored, path), params
+
+
+def in_place(stored: dict, path: Path) -> ConfigDict:
+    """The config of a weights directory; "./" at the beginning of a path means it."""
     config = ConfigDict(stored)
     for section in ("first_stage", "text"):
         inner = config.get(section, {}).get("path", "")
         if inner.startswith("./"):
             config[section].path = str(path / inner)
-    return config, params
+    return config
 
 
 def model(config: ConfigDict, codec: Codec) -> Model:
@@ -255,6 +267,40 @@ def model(config: ConfigDict, codec: Codec) -> Model:
         tower=text,
         null_tokens=null_tokens(config) if text is not None else (),
     )
+
+
+def classifier(config: ConfigDict) -> LatentClassifier:
+    """The network of stage "classifier": config.unet's way down, config.num_classes."""
+    if config.num_classes < 2 or config.unet.context_width:
+        raise UserError(
+            f"a classifier needs config.num_classes ({config.num_classes}) of two or "
+            "more and config.unet.context_width = 0"
+        )
+    network = unet(config.unet, out_channels=config.num_classes)
+    return LatentClassifier(**dataclass_fields(network))
+
+
+def dataclass_fields(network) -> dict:
+    """The constructor's arguments of a module."""
+    return {
+        field.name: getattr(network, field.name)
+        for field in dataclasses.fields(network)
+        if field.name not in ("parent", "name")
+    }
+
+
+def load_classifier(name: str) -> tuple[LatentClassifier, dict]:
+    """(network, EMA parameters on the device) of a model of stage "classifier"."""
+    config, params = load_trained(name)
+    if config.stage != "classifier":
+        raise UserError(f"{name} is no classifier (stage: {config.stage})")
+    network = classifier(config)
+    side = config.data.size_px
+    z = jnp.zeros((1, *abstract_codec(config).latent_shape(side, side)))
+    t = jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), z, t)
+    weights.check_cover(params, shapes, what=name)
+    return network, jax.device_put(params)
 
 
 def conditioner(config: ConfigDict) -> Conditioner:

@@ -9,31 +9,55 @@ command continues after a kill. Devices share a batch, hosts share the parts, an
 last to finish joins them, reading one part at a time.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 
+from lDM_jax import requests
 from lDM_jax.arrays import UserError
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.requests import Request
 from lDM_jax.training.sharding import batch_sharding, make_mesh, replicated
+from lDM_jax.training.workdir import write_json
 
 PART = 256
 
 
-def row_request(request: Request, index: int, num_classes: int) -> Request:
-    """The request of picture `index`: its own seed and, with classes, its label."""
+def row_request(
+    request: Request, index: int, num_classes: int, prompts: Sequence[str] = ()
+) -> Request:
+    """The request of picture `index`: its own seed, and its label or its prompt."""
     changes = {"seeds": (request.seeds[0] + index,)}
+    if prompts:
+        changes["prompt"] = prompts[index % len(prompts)]
     if num_classes and request.label is None:
         changes["label"] = index % num_classes
-    return Request(**{**vars(request), **changes})
+    return dataclasses.replace(request, **changes)
+
+
+def check(pipe: Pipeline, request: Request) -> int:
+    """The number of classes to draw in turn, 0 for none.
+
+    UserError for requests that one batch cannot hold, or that are in themselves wrong.
+    """
+    own = pipe.trained.task.name in requests.OWN_IMAGE
+    if request.regions or (request.image is not None and not own):
+        raise UserError("many pictures are drawn without regions and from noise")
+    if request.autoguidance != 1 or request.target is not None:
+        raise UserError("many pictures are drawn without autoguidance and targets")
+    if len(request.seeds) != 1:
+        raise UserError(f"give the first seed only, not {len(request.seeds)}")
+    drawn_in_turn = pipe.trained.task.name == "class" and request.label is None
+    return pipe.config.num_classes if drawn_in_turn else 0
 
 
 def parts(count: int) -> list[range]:
@@ -42,31 +66,42 @@ def parts(count: int) -> list[range]:
 
 
 def generate(
-    pipe: Pipeline, request: Request, count: int, path: str | Path, *, batch_size: int
+    pipe: Pipeline,
+    request: Request,
+    count: int,
+    path: str | Path,
+    *,
+    batch_size: int,
+    prompts: Sequence[str] = (),
 ) -> Iterator[int]:
     """Draw `count` pictures into the npz `path`; yields how many a step has finished.
 
-    The parts lie in `path`.parts until the end. UserError if `path` exists, or if the
-    parts there are of another request.
+    request: with the first seed; without a label every class in turn. prompts: drawn in
+    turn in place of the request's. The parts lie in `path`.parts until the end.
+    UserError if `path` exists, or if the parts there are of another request.
     """
     path = Path(path)
     folder = path.with_name(path.name + ".parts")
     if path.exists():
         raise UserError(f"{path} exists already: give a new file")
-    classes = pipe.config.get("num_classes", 0) if pipe.task.name == "class" else 0
+    classes = check(pipe, request)
+    first = pipe.resolved(row_request(request, 0, classes, prompts))
+    request = dataclasses.replace(first, label=request.label)
     mesh = make_mesh()
     if batch_size % mesh.size:
         raise UserError(
             f"a batch of {batch_size} does not split over {mesh.size} devices"
         )
-    prepare(folder, {"count": count, **request.record()})
+    text = json.dumps(list(prompts)).encode()
+    drawn_from = {"prompts": hashlib.sha256(text).hexdigest()} if prompts else {}
+    prepare(folder, {"count": count, **drawn_from, **request.record()})
     pipe.place(replicated(mesh))
     for number, indices in enumerate(parts(count)):
         file = folder / f"{number:06d}.npy"
         if number % jax.process_count() != jax.process_index():
             continue
         if not file.exists():
-            rows = [row_request(request, i, classes) for i in indices]
+            rows = [row_request(request, i, classes, prompts) for i in indices]
             drawn = draw(pipe, rows, batch_size, batch_sharding(mesh))
             write_part(file, drawn)
         yield len(indices)
@@ -90,21 +125,13 @@ def draw(pipe: Pipeline, rows: list[Request], batch_size: int, sharding) -> np.n
 
 def prepare(folder: Path, record: dict) -> None:
     """The folder of parts, new or of the same request."""
-    text = json.dumps(record, sort_keys=True)
     file = folder / "request.json"
     if file.exists():
-        if file.read_text() != text:
+        if json.loads(file.read_text()) != json.loads(json.dumps(record)):
             raise UserError(f"{folder} holds parts of another request: remove it first")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, text)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write atomically."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
+    write_json(file, record)
 
 
 def write_part(file: Path, pictures: np.ndarray) -> None:

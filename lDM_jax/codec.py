@@ -54,6 +54,12 @@ class Codec:
         return self.autoencoder.latent_channels
 
     @property
+    def attends(self) -> bool:
+        """Whether the network has attention, which sees its whole input."""
+        network = self.autoencoder
+        return bool(network.mid_attn or network.attn_factors)
+
+    @property
     def factors(self) -> float | jax.Array:
         """The scale as latents are multiplied by it: a number, or f32 "1 1 1 c"."""
         if isinstance(self.scale, tuple):

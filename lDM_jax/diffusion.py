@@ -180,10 +180,21 @@ class Process:
         return self.num_timesteps * u
 
     def scales(self, t: Times, dtype: jnp.dtype = jnp.float32) -> tuple[Array, Array]:
-        """(alpha_t, sigma_t), each "b". Discrete times must be integers in 0 .. T-1."""
+        """(alpha_t, sigma_t), each "b".
+
+        Of discrete times i32 0 .. T-1; real ones between them, as Karras' spacing has,
+        are interpolated in log(sigma / alpha) as the grid's are.
+        """
         if self.continuous:
             sigma = t.astype(dtype) / self.num_timesteps
             return 1 - sigma, sigma
+        if jnp.issubdtype(t.dtype, jnp.floating):
+            finite = self.alphas > 0
+            table = np.log(self.sigmas[finite] / self.alphas[finite])
+            ratio = jnp.exp(jnp.interp(t, np.flatnonzero(finite), table))
+            pure = t > np.flatnonzero(finite)[-1]
+            alpha = jnp.where(pure, 0, 1 / jnp.sqrt(1 + ratio**2)).astype(dtype)
+            return alpha, jnp.where(pure, 1, ratio * alpha).astype(dtype)
         return jnp.asarray(self.alphas, dtype)[t], jnp.asarray(self.sigmas, dtype)[t]
 
     @typecheck
@@ -229,6 +240,21 @@ class Process:
         if self.prediction == "velocity":
             return z_t - sigma * prediction, z_t + alpha * prediction
         return alpha * z_t - sigma * prediction, sigma * z_t + alpha * prediction
+
+    @typecheck
+    def eps_shift(self, t: Times) -> Float[Array, " b"]:
+        """How much the prediction changes when eps_hat grows by one at fixed z_t: "b".
+
+        Then z0_hat falls by sigma / alpha. Infinite at alpha = 0, except for "eps".
+        """
+        alpha, sigma = self.scales(t)
+        if self.prediction == "eps":
+            return jnp.ones_like(alpha)
+        if self.prediction == "z0":
+            return -sigma / alpha
+        if self.prediction == "velocity":
+            return (alpha + sigma) / alpha
+        return (alpha**2 + sigma**2) / alpha
 
     @typecheck
     def snr(self, t: Times) -> Float[Array, " b"]:

@@ -5,7 +5,7 @@ Owns the combination of two predictions at the same (z_t, t),
     guided = weak + scale (strong - weak)
 
 which is the same for eps, v, z0 and velocity, since at fixed z_t each is an affine
-function of the others. Owns no network, no process, no sampler. scale may be traced,
+function of the others. Owns no network and no sampler. scale may be traced,
 a scalar or one number a row: changing it never recompiles. scale 1 is no guidance.
 """
 
@@ -23,6 +23,7 @@ from lDM_jax.arrays import (
     UserError,
     typecheck,
 )
+from lDM_jax.diffusion import Process
 
 Scalar = int | float | Array  # one number, or one a row
 Interval = tuple[Scalar, Scalar]
@@ -95,6 +96,37 @@ def by_region(
         return jnp.einsum("brhwc,bhwr->bhwc", predictions, shares, precision="highest")
 
     return regional
+
+
+def by_score(
+    denoise: Denoiser,
+    log_prob: Callable[[Array, Array, Array], Array],
+    process: Process,
+    scale: Scalar,
+) -> Denoiser:
+    """eps_hat - scale sigma_t grad_{z_t} log p(y | z_t) (arXiv 2105.05233, alg. 2).
+
+    log_prob (z0_hat, z_t, t) -> "b", where z0_hat depends on z_t through the network:
+    what is known of clean latents is a function of the first (image guidance, Rombach
+    et al. 2022, section C), what a classifier says of noisy ones of the second. The
+    shift is given in the units of the process's prediction, and z_t = alpha z0_hat +
+    sigma eps_hat still holds. At alpha_t = 0 (pure noise) nothing is shifted.
+    """
+
+    def guided(z: Array, t: Array) -> Array:
+        alpha, sigma = process.scales(t)
+
+        def total(z: Array) -> tuple[Array, Array]:
+            prediction = denoise(z, t)
+            z0, _ = process.to_z0_eps(prediction, z, alpha, sigma)
+            return log_prob(z0, z, t).sum(), prediction
+
+        gradient, prediction = jax.grad(total, has_aux=True)(z)
+        shift = process.eps_shift(t).astype(z.dtype)
+        rate = _per_row(scale, z) * _per_row(sigma * shift, z)
+        return prediction - jnp.where(_per_row(alpha, z) > 0, rate * gradient, 0)
+
+    return guided
 
 
 @typecheck

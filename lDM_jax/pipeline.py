@@ -3,10 +3,11 @@
     pipe = Pipeline.load("emoji")
     images = pipe.sample(prompt="red heart", seeds=range(4))     # uint8 "b H W 3"
 
-Owns the way from a request to pictures: conditions, guidance, trajectory, decoding. An
-image depends on its seed and its request alone, not on what stands beside it in a
-batch: every row has its own noise key. Rows run `BATCH` at a time, the last batch
-padded, so that a trajectory compiles once. Guidance, prompt and seed never retrace.
+Owns the way from a request to pictures: `planner` makes of it what a trajectory runs
+on, `trajectory` runs it, the first stage decodes. An image depends on its seed and its
+request alone, not on what stands beside it in a batch: every row has its own noise key.
+Rows run `BATCH` at a time, the last batch padded, so that a trajectory compiles once.
+Guidance, prompt and seed never retrace.
 """
 
 import dataclasses
@@ -19,21 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import build, image, requests, rng, samplers, tasks, tiling, weights
+from lDM_jax import build, image, planner, preview, rng, samplers, tiling
 from lDM_jax.arrays import Array, Cond, UserError
-from lDM_jax.models.unet import check_extent
+from lDM_jax.planner import Planner
 from lDM_jax.requests import Canvas, Request
+from lDM_jax.tasks import Task
+from lDM_jax.trained import Trained
 from lDM_jax.training.diffusion import Model
 from lDM_jax.trajectory import Course, Programs, Way
 
 BATCH = 8
+# What shapes a trajectory, and with it the program.
+FIXED = ("seeds", "strength", "source", "steps", "sampler", "spacing", "size_px")
+FIXED += ("window_px", "regional")
 
 
 @dataclasses.dataclass
 class Plan:
-    """What a stream follows; `Pipeline.update` replaces it midway."""
+    """What a stream follows; `Pipeline.update` replaces request and course midway."""
 
     request: Request
+    way: Way
     course: Course
 
 
@@ -53,84 +60,73 @@ class Step(NamedTuple):
 class Pipeline:
     """A trained model, ready to sample. Holds EMA weights; `load` makes one."""
 
-    def __init__(self, config: ConfigDict, model: Model, params: dict, frozen: dict):
-        self.config, self.model = config, model
-        self.params, self.frozen = jax.device_put((params, frozen))
-        self.task = tasks.get_task(config.task)
-        self.tokenizer = build.tokenizer(config)
-        size = config.data.size_px
-        self.latent_shape = model.codec.latent_shape(size, size)
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Model,
+        params: dict,
+        frozen: dict,
+        **companions,
+    ):
+        self.trained = Trained(config, model, params, frozen)
+        self._plan_with(**companions)
+
+    def _plan_with(self, **companions) -> None:
+        """companions: guide, classifier and lpips as `Planner` takes them."""
+        self.planner = Planner(self.trained, **companions)
+        guide, classifier = self.planner.guide, self.planner.classifier
+        self._programs = Programs(
+            self.model,
+            guide=guide and guide.model,
+            classifier=classifier and classifier[0],
+        )
 
     @classmethod
-    def load(cls, name: str) -> "Pipeline":
+    def load(
+        cls, name: str, *, guide: str = "", classifier: str = "", lpips: str = ""
+    ) -> "Pipeline":
         """A work directory, a weights directory, or the name of shipped weights.
 
-        Raises UserError when it is none of these, or does not fit its own config.
+        guide: a second one, a worse version of the first, for autoguidance; classifier:
+        one of stage "classifier"; lpips: the file of VGG16, for targets. Raises
+        UserError when they are none of these, or do not fit.
         """
-        config, params = build.load_trained(name)
-        if config.stage != "diffusion":
-            raise UserError(
-                f"{name} is a first stage: it encodes and decodes but does not draw; "
-                "give a model of stage 'diffusion'"
-            )
-        codec, codec_params = build.first_stage(config)
-        frozen = build.frozen(config, codec_params)
-        model = build.model(config, codec)
-        pipe = cls(config, model, params, frozen)
-        weights.check_cover(params, pipe.abstract_params, what=str(name))
+        pipe = cls.__new__(cls)
+        pipe.trained = Trained.load(name)
+        pipe._plan_with(
+            guide=Trained.load(guide) if guide else None,
+            classifier=build.load_classifier(classifier) if classifier else None,
+            lpips=lpips,
+        )
         return pipe
 
-    @cached_property
-    def abstract_params(self) -> dict:
-        """Shapes of the parameters, by tracing the model's init."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        z0 = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
-        rows = tasks.example_shapes(
-            self.task,
-            self.tokenizer,
-            rows=1,
-            size_px=self.config.data.size_px,
-            factor=self.config.get("low_res", {}).get("factor", 4),
-        )
-        return jax.eval_shape(self.model.init, key, rows, z0)
+    @property
+    def config(self) -> ConfigDict:
+        return self.trained.config
+
+    @property
+    def model(self) -> Model:
+        return self.trained.model
+
+    @property
+    def params(self) -> dict:
+        return self.trained.params
+
+    @property
+    def frozen(self) -> dict:
+        return self.trained.frozen
+
+    @property
+    def task(self) -> Task:
+        return self.trained.task
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.trained.latent_shape
 
     def resolved(self, request: Request) -> Request:
-        """The request with the model's defaults filled in, checked.
-
-        Raises UserError for an empty prompt, impossible seeds, steps or sampler.
-        """
-        defaults = self.config.sample
-        request = dataclasses.replace(
-            request,
-            seeds=tuple(int(seed) for seed in request.seeds),
-            sampler=defaults.sampler if request.sampler is None else request.sampler,
-            steps=defaults.steps if request.steps is None else int(request.steps),
-            spacing=request.spacing or defaults.get("spacing", "leading"),
-            guidance=float(
-                defaults.guidance if request.guidance is None else request.guidance
-            ),
-        )
-        bad = [seed for seed in request.seeds if not 0 <= seed < 2**32]
-        if bad or not request.seeds:
-            raise UserError(
-                f"seeds {bad or '(none)'}: give integers from 0 to 4294967295"
-            )
-        own_eta = samplers.check(request.sampler).eta
-        if request.eta and own_eta is not None:
-            raise UserError(
-                f"eta is {request.eta}, but the sampler {request.sampler!r} has none; "
-                "leave it at 0 or take the sampler 'ddim'"
-            )
-        self.model.process.grid(request.steps, request.spacing)
-        requests.check(request, self.config)
-        self.latent_extent(requests.canvas(request, self.config))
-        return request
-
-    def latent_extent(self, given: Canvas) -> tuple[int, int, int]:
-        """(h, w, c) of the latents of a canvas. UserError for sides that do not fit."""
-        shape = self.model.codec.latent_shape(given.height_px, given.width_px)
-        check_extent(shape[:2], self.model.unet.halvings)
-        return shape
+        """The request with the model's defaults filled in, checked; `Planner`'s."""
+        return self.planner.resolved(request)
 
     def resolved_defaults(self, **options) -> dict:
         """sampler, steps, guidance and eta as they will be used, for records."""
@@ -145,20 +141,21 @@ class Pipeline:
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
         if not prompts:
             raise UserError("the list of prompts is empty: give at least one prompt")
-        requests = [self.resolved(Request(prompt=p, **options)) for p in prompts]
-        pictures = [picture for r in requests for picture in self.run(r)]
+        wanted = [self.resolved(Request(prompt=p, **options)) for p in prompts]
+        pictures = [picture for request in wanted for picture in self.run(request)]
         return np.stack(pictures)
 
     def run(self, request: Request) -> Iterator[np.ndarray]:
         """The pictures of a resolved request, one a seed, as they are finished."""
         rows = min(BATCH, len(request.seeds))
-        given = requests.canvas(request, self.config)
-        course, way = self.course(request, given, rows), self._way(request, given)
+        given = self.planner.canvas(request)
+        way, course = self.planner.way(request, given), self._course(request, given)
+        course = planner.spread(course, rows)
         for start in range(0, len(request.seeds), rows):
             seeds = request.seeds[start : start + rows]
             padded = seeds + (seeds[-1],) * (rows - len(seeds))
             z = self._programs.whole(way)(self.params, rng.seed_keys(padded), course)
-            yield from self.finish(z, given, request.window_px)[: len(seeds)]
+            yield from self.finish(z, request, given)[: len(seeds)]
 
     def each(self, wanted: Sequence[Request], *, sharding=None) -> np.ndarray:
         """One picture a resolved request, all in one batch: uint8 "b H W 3".
@@ -166,25 +163,20 @@ class Pipeline:
         The requests have one seed each, and differ in seeds and conditions only; they
         start from noise. sharding: of the batch, for several devices.
         """
-        given = [requests.canvas(request, self.config) for request in wanted]
-        rows = [self._batch(r, g, 1) for r, g in zip(wanted, given, strict=True)]
-        batch = {key: jnp.concatenate([row[key] for row in rows]) for key in rows[0]}
+        given = [self.planner.canvas(request) for request in wanted]
+        course = self.planner.course(wanted, given)
         keys = rng.seed_keys([request.seeds[0] for request in wanted])
         if sharding is not None:
-            batch, keys = jax.device_put((batch, keys), sharding)
-        keep = jnp.zeros(len(wanted), bool)
-        cond, null = (
-            self._condition(self.params, self.frozen, batch, drop)
-            for drop in (keep, ~keep)
-        )
-        first = wanted[0]
-        course = Course(cond, null, first.guidance, first.eta, 0)
-        z = self._programs.whole(self._way(first, given[0]))(self.params, keys, course)
-        return self.finish(z, given[0], first.window_px)
+            rows = (course.cond, course.null, keys)
+            cond, null, keys = jax.device_put(rows, sharding)
+            course = course._replace(cond=cond, null=null)
+        way = self.planner.way(wanted[0], given[0])
+        z = self._programs.whole(way)(self.params, keys, course)
+        return self.finish(z, wanted[0], given[0])
 
     def place(self, sharding) -> None:
         """Put the parameters where the batches of `each` will be."""
-        self.params, self.frozen = jax.device_put((self.params, self.frozen), sharding)
+        self.trained.place(sharding)
 
     def stream(self, prompt: str | None = None, **options) -> Iterator[Step]:
         """One `Step` after every sampler step, for all seeds of one request at once.
@@ -192,10 +184,11 @@ class Pipeline:
         `update` changes the request of a step: the next steps follow it.
         """
         request = self.resolved(Request(prompt=prompt, **options))
-        given = requests.canvas(request, self.config)
-        keys = rng.seed_keys(request.seeds)
-        plan = Plan(request, self.course(request, given, len(request.seeds)))
-        begin, advance = self._programs.single_step(self._way(request, given))
+        given = self.planner.canvas(request)
+        way = self.planner.way(request, given, changing=True)
+        course = planner.spread(self._course(request, given), len(request.seeds))
+        keys, plan = rng.seed_keys(request.seeds), Plan(request, way, course)
+        begin, advance = self._programs.single_step(way)
         carry = begin(keys, plan.course)
         for index in range(int(plan.course.start), request.steps):
             carry = advance(self.params, carry, index, keys, plan.course)
@@ -205,53 +198,115 @@ class Pipeline:
         """Change prompt, negative, guidance, mask, ... for the steps after `step`.
 
         Nothing is compiled again. UserError for what shapes the trajectory: seeds,
-        sampler, steps, spacing, size, or a mask where there was none.
+        sampler, steps, spacing, size, or a mask, an image or a region where there was
+        none.
         """
-        fixed = ("seeds", "sampler", "steps", "spacing", "size_px", "strength")
-        wrong = [name for name in changes if name in fixed]
-        if wrong:
-            raise UserError(f"{', '.join(wrong)} cannot change midway")
         old = step.plan
+        fixed = [name for name in changes if name in FIXED]
+        if fixed:
+            raise UserError(f"{', '.join(fixed)} cannot change midway")
         request = self.resolved(dataclasses.replace(old.request, **changes))
-        given = requests.canvas(request, self.config)
-        course = self.course(request, given, len(request.seeds))
-        if (course.keep is None) != (old.course.keep is None):
-            raise UserError("a mask cannot come or go midway, only change")
-        old.request, old.course = request, course._replace(start=old.course.start)
+        given = self.planner.canvas(request)
+        way = self.planner.way(request, given, changing=True)
+        course = self.planner.course([request], [given])
+        course = planner.spread(course, len(request.seeds))
+        course = course._replace(start=old.course.start, eps=old.course.eps)
+        if way != old.way or shapes(course) != shapes(old.course):
+            raise UserError(
+                f"{', '.join(changes)}: cannot come, go or change its extent midway, "
+                "only its content"
+            )
+        old.request, old.course = request, course
 
-    def course(self, request: Request, given: Canvas, rows: int) -> Course:
-        """Conditions, and the known latents of image to image and of blending."""
-        cond, null = self.conditions(request, rows, given)
-        course = Course(cond, null, request.guidance, request.eta, 0)
-        if given.image is None or self.task.name in requests.OWN_IMAGE:
+    def interpolate(
+        self, frames: int, prompt: str | Sequence[str] | None = None, **options
+    ) -> Iterator[np.ndarray]:
+        """uint8 "H W 3" pictures on the way from seed to seed, `frames` a pair.
+
+        The noise goes along great circles (`samplers.slerp`), conditions along lines:
+        with as many prompts as seeds each seed has its own. Begins with the first
+        seed's own picture and ends with the last one's.
+        """
+        many = isinstance(prompt, (list, tuple))
+        request = self.resolved(Request(prompt[0] if many else prompt, **options))
+        prompts = list(prompt) if many else [prompt] * len(request.seeds)
+        if len(prompts) != len(request.seeds) or len(prompts) < 2 or frames < 1:
+            raise UserError(
+                f"{len(prompts)} prompts for {len(request.seeds)} seeds, {frames} "
+                "frames: give two seeds or more, one prompt or as many as seeds"
+            )
+        wanted = [
+            self.resolved(dataclasses.replace(request, prompt=text, seeds=(seed,)))
+            for text, seed in zip(prompts, request.seeds, strict=True)
+        ]
+        given = [self.planner.canvas(one) for one in wanted]
+        course = self.planner.course(wanted, given)
+        way, last = self.planner.way(request, given[0]), len(wanted) - 1
+        noise = rng.normal_per_seed(rng.seed_keys(request.seeds), way.shape)
+        places = np.append(np.arange(last * frames) / frames, last)
+        for start in range(0, len(places), BATCH):
+            some = places[start : start + BATCH]
+            padded = np.append(some, np.repeat(some[-1:], BATCH - len(some)))
+            left = np.minimum(padded.astype(int), last - 1)
+            u = jnp.asarray(padded - left, jnp.float32)
+            part = along(course, left, u)._replace(
+                eps=samplers.slerp(noise[left], noise[left + 1], column(u, 4))
+            )
+            keys = rng.seed_keys([request.seeds[0]] * BATCH)
+            z = self._programs.whole(way)(self.params, keys, part)
+            yield from self.finish(z, request, given[0])[: len(some)]
+
+    def _course(self, request: Request, given: Canvas) -> Course:
+        """A request's course of one row; with a `source`, from its image's noise."""
+        course = self.planner.course([request], [given])
+        if request.source is None:
             return course
-        z0 = self.model.codec.mode(self.codec_moments(given.image[None]))
-        start = request.steps - max(1, round(request.strength * request.steps))
-        if given.mask is None:
-            return course._replace(start=start, z0=z0)
-        # a latent position is known if no pixel of its cell is to be painted
-        cell = self.model.codec.factor
-        h, w = z0.shape[1:3]
-        paint = given.mask.reshape(h, cell, w, cell).max(axis=(1, 3))
-        return course._replace(start=start, z0=z0, keep=1 - paint[None, :, :, None])
+        source = dataclasses.replace(request, guidance=1.0, regions=None)
+        if self.trained.task.name == "text":
+            # no words at all are the null condition
+            words = {"prompt": request.source or request.prompt}
+            source = dataclasses.replace(source, negative="", **words)
+        cond, null = self.planner.conditions([source], [given])
+        way = self.planner.way(source, given)._replace(auto=False, pulls=())
+        toward = Course(cond if request.source else null, null, 1.0, 0.0, 0)
+        z0 = self.planner.latents(given)
+        return course._replace(eps=self._programs.invert(way)(self.params, z0, toward))
 
-    def finish(self, z0: Array, given: Canvas, tile_px: int = 0) -> np.ndarray:
-        """Latents -> uint8 pictures, with the known pixels of a mask pasted back."""
-        pixels = image.to_uint8(jax.device_get(self.decode(z0, tile_px=tile_px)))
+    def finish(self, z0: Array, request: Request, given: Canvas) -> np.ndarray:
+        """Latents -> uint8 pictures, with the known pixels of a mask pasted back.
+
+        A request in windows is decoded in exact tiles of their extent, unless the first
+        stage attends: then as a whole, since tiles would show.
+        """
+        tiled = request.window_px and not self.model.codec.attends
+        options = dict(tile_px=request.window_px, exact=True) if tiled else {}
+        pixels = image.to_uint8(jax.device_get(self.decode(z0, **options)))
         if given.mask is None:
             return pixels
         return np.where(given.mask[None] > 0, pixels, image.to_uint8(given.image))
 
     def to_pixels(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures."""
-        return image.to_uint8(
-            jax.device_get(self._decode(self.frozen["first_stage"], z0))
-        )
+        return image.to_uint8(jax.device_get(self.decode(z0)))
+
+    def preview(self, z0: Array) -> np.ndarray:
+        """Latents -> uint8 pictures at the latents' extent, by one small matrix."""
+        z0 = jax.device_get(z0)
+        return preview.to_rgb(self.model.codec, z0, self.latent_rgb)
+
+    @cached_property
+    def latent_rgb(self) -> np.ndarray:
+        """The matrix of `preview`: stored with the first stage, or fitted now."""
+        stored = build.stored_first_stage(self.config).get("latent_rgb")
+        if stored is not None:
+            return np.asarray(stored, np.float32)
+        codec, params = self.model.codec, self.frozen["first_stage"]
+        return preview.fit_to_fields(codec, params, self.config.data.size_px)
 
     def codec_moments(self, x: np.ndarray) -> Array:
         """uint8 or f32 [-1, 1] pixels "b H W 3" -> moments of the first stage."""
         x = image.to_float(x) if np.asarray(x).dtype == np.uint8 else x
-        return self._moments(self.frozen["first_stage"], jnp.asarray(x))
+        return self.trained.moments(self.frozen["first_stage"], jnp.asarray(x))
 
     def encode(self, x: np.ndarray, *, tile_px: int = 0, exact: bool = False) -> Array:
         """Pixels -> scaled latents z0 (the posterior's mean).
@@ -269,93 +324,37 @@ class Pipeline:
     def decode(self, z0: Array, *, tile_px: int = 0, exact: bool = False) -> Array:
         """Scaled latents -> f32 pixels, about [-1, 1]; tile_px as in `encode`."""
         if not tile_px:
-            return self._decode(self.frozen["first_stage"], z0)
+            return self.trained.decode(self.frozen["first_stage"], z0)
         options = dict(tile_px=tile_px, exact=exact)
         params, z0 = self.frozen["first_stage"], jax.device_get(z0)
         return tiling.decode_tiled(self.model.codec, params, z0, **options)
 
     def denoise(self, z_t: Array, t: Array, cond: Cond) -> Array:
         """One network evaluation with the EMA weights."""
-        return self._denoise(self.params, z_t, t, cond)
+        return self.trained.denoise(self.params, z_t, t, cond)
 
-    def conditions(
-        self, request: Request, rows: int, given: Canvas | None = None
-    ) -> tuple[Cond, Cond]:
-        """(condition, null condition) of `rows` equal rows; negative replaces null."""
-        given = requests.canvas(request, self.config) if given is None else given
-        keep, drop = jnp.zeros(rows, bool), jnp.ones(rows, bool)
-        batch = self._batch(request, given, rows)
-        cond = self._condition(self.params, self.frozen, batch, keep)
-        if request.regions:
-            return self._regional(request, given, cond)
-        if request.negative:
-            negative = dataclasses.replace(request, prompt=request.negative)
-            batch, drop = self._batch(negative, given, rows), keep
-        return cond, self._condition(self.params, self.frozen, batch, drop)
 
-    def _regional(
-        self, request: Request, given: Canvas, cond: Cond
-    ) -> tuple[Cond, Cond]:
-        """`conditions` with a text for each region, the prompt's first."""
-        plain = dataclasses.replace(request, regions=None)
-        texts, rows = [cond], cond.context.shape[0]
-        for prompt, _ in request.regions:
-            one = dataclasses.replace(plain, prompt=prompt)
-            texts.append(self.conditions(one, rows, given)[0])
-        nulls = [self.conditions(plain, rows, given)[1]] * len(texts)
-        cell = self.model.codec.factor
-        maps = requests.region_maps(request, given)
-        h, w = given.height_px // cell, given.width_px // cell
-        # a position belongs where most of its pixels do
-        maps = maps.reshape(h, cell, w, cell, -1).mean(axis=(1, 3)) >= 0.5
-        regions = jnp.repeat(jnp.asarray(maps, jnp.float32)[None], rows, axis=0)
+def shapes(tree) -> tuple:
+    """A tree's structure and the shapes of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [np.shape(leaf) for leaf in leaves]
 
-        def join(parts: list[Cond]) -> Cond:
-            contexts = jnp.concatenate([part.context for part in parts], axis=1)
-            return parts[0].replace(context=contexts, regions=regions)
 
-        return join(texts), join(nulls)
+def column(u: Array, ndim: int) -> Array:
+    """ "b" as "b 1 .. 1" with ndim axes."""
+    return u.reshape(u.shape + (1,) * (ndim - 1))
 
-    def _batch(self, request: Request, given: Canvas, rows: int) -> dict:
-        made = requests.batch(
-            request,
-            given,
-            task=self.task.name,
-            tokenizer=self.tokenizer,
-            rows=rows,
-            num_labels=self.config.get("num_classes", 0),
+
+def along(course: Course, left: np.ndarray, u: Array) -> Course:
+    """Rows (1 - u) course[left] + u course[left + 1] of the conditions."""
+
+    def mix(tree):
+        return jax.tree.map(
+            lambda x: (
+                (1 - column(u, x.ndim)) * x[left] + column(u, x.ndim) * x[left + 1]
+            ),
+            tree,
         )
-        return {name: jnp.asarray(value) for name, value in made.items()}
 
-    @cached_property
-    def _condition(self):
-        return jax.jit(self.model.condition)
-
-    @cached_property
-    def _denoise(self):
-        return jax.jit(self.model.denoise)
-
-    @cached_property
-    def _decode(self):
-        return jax.jit(self.model.codec.decode)
-
-    @cached_property
-    def _moments(self):
-        return jax.jit(self.model.codec.moments)
-
-    @cached_property
-    def _programs(self) -> Programs:
-        return Programs(self.model)
-
-    def _way(self, request: Request, given: Canvas) -> Way:
-        """The program of a request."""
-        guided = request.guidance != 1 and self.task.route is not None
-        return Way(
-            request.sampler,
-            request.steps,
-            request.spacing,
-            self.latent_extent(given),
-            guided,
-            request.window_px // self.model.codec.factor,
-            request.regional if request.regions else "",
-        )
+    guide = course.guide and (course.guide[0], mix(course.guide[1]))
+    return course._replace(cond=mix(course.cond), null=mix(course.null), guide=guide)

@@ -2,12 +2,11 @@
 
 Owns the user's side of sampling: which fields a request has, which of them a task
 needs, how big the result is, and the batch that the conditioner reads. Evaluates no
-network. A picture may be given as pixels or as a file's name; the name is what a PNG
-remembers of it.
+network. A picture may be given as pixels or as a file's name (`lDM_jax.pictures`); what
+a PNG remembers of it is the name, or the pixels themselves.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +16,16 @@ from ml_collections import ConfigDict
 
 from lDM_jax import image as image_lib
 from lDM_jax.arrays import Batch, UserError
+from lDM_jax.pictures import Picture, box_map, is_box, read_map, read_pixels, to_uri
 
-Picture = np.ndarray | str | Path
-# The fields that hold arrays or the names of files.
-PIXEL_FIELDS = ("image", "mask", "segmentation")
+# The fields that hold arrays or the names of files, and how they are read.
+PIXEL_FIELDS = {
+    "image": read_pixels,
+    "mask": read_map,
+    "segmentation": read_map,
+    "target": read_pixels,
+}
+TARGET_LOSSES = ("l2", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +43,14 @@ class Request:
     larger than memory. regions: a list of (prompt, mask) with masks as above or boxes
     (left, top, width, height) in fractions; `prompt` is for what no region covers.
     regional: "attention" (each position attends to its region's text) or "latent" (one
-    prediction a region, mixed by the masks). How: None takes the model's default
-    (steps, guidance, sampler, spacing).
+    prediction a region, mixed by the masks). source: with an image, the noise that
+    leads to it under this prompt is found (DDIM inversion) and drawn from; "" for none.
+    target: a picture, usually small, that the result is pulled to with target_scale,
+    by `target_loss` "l2" or "lpips" at the target's size (Rombach et al. 2022, section
+    C). classifier_scale: how strongly the pipeline's classifier pulls to `label`.
+    How: None takes the model's default (steps, guidance, sampler, spacing). rescale,
+    interval (low, high, in fractions of the process: 0 clean, 1 noise) and
+    autoguidance (the scale of the pipeline's guide) as in `lDM_jax.guidance`.
     """
 
     prompt: str | None = None
@@ -54,15 +65,23 @@ class Request:
     window_px: int = 0
     regions: Sequence | None = None
     regional: str = "attention"
+    source: str | None = None
+    target: Picture | None = None
+    target_scale: float = 1.0
+    target_loss: str = "l2"
+    classifier_scale: float = 0.0
     seeds: tuple[int, ...] = (0,)
     sampler: str | None = None
     steps: int | None = None
     spacing: str | None = None
     guidance: float | None = None
     eta: float = 0.0
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+    autoguidance: float = 1.0
 
     def record(self) -> dict:
-        """The request as JSON: fields that are set, pixels by their file or digest."""
+        """The request as JSON: fields that are set; arrays as PNG data URIs."""
         values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -71,17 +90,51 @@ class Request:
             values[field.name] = plain(value)
         return values
 
+    def embedded(self) -> "Request":
+        """The same request with the pixels of its files instead of their names.
+
+        Its record is a preset that needs no other file. UserError for unreadable ones.
+        """
+        changes = {
+            name: read(getattr(self, name), name) for name, read in PIXEL_FIELDS.items()
+        }
+        if self.regions is not None:
+            changes["regions"] = [
+                (prompt, where if is_box(where) else read_map(where, "region"))
+                for prompt, where in self.regions
+            ]
+        return dataclasses.replace(self, **changes)
+
 
 def plain(value):
-    """A field's value as JSON; pixels by their digest, files by their name."""
+    """A field's value as JSON; arrays as data URIs, files by their name."""
     if isinstance(value, np.ndarray):
-        return f"sha256:{hashlib.sha256(value.tobytes()).hexdigest()}"
+        return to_uri(value)
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 
 
 ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)
+
+
+def from_record(stored: dict) -> Request:
+    """The request of a record. UserError for what is no field of a request."""
+    valid = {field.name for field in dataclasses.fields(Request)}
+    unknown = sorted(stored.keys() - valid)
+    if unknown:
+        raise UserError(
+            f"a request has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
+        )
+    return Request(
+        **{
+            name: tuple(value) if name in TUPLES and isinstance(value, list) else value
+            for name, value in stored.items()
+        }
+    )
+
+
+TUPLES = ("seeds", "size_px", "interval")
 
 
 class Canvas(NamedTuple):
@@ -135,7 +188,7 @@ def region_maps(request: Request, given: Canvas) -> np.ndarray:
     extent = (given.height_px, given.width_px)
     maps = []
     for _, where in request.regions:
-        if isinstance(where, (tuple, list)):
+        if is_box(where):
             found = box_map(where, extent)
         else:
             found = read_map(where, "region") > 0
@@ -144,50 +197,6 @@ def region_maps(request: Request, given: Canvas) -> np.ndarray:
         maps.append(found)
     rest = ~np.any(maps, axis=0)
     return np.stack([rest, *maps], axis=-1).astype(np.float32)
-
-
-def box_map(box: Sequence[float], extent: tuple[int, int]) -> np.ndarray:
-    """bool "H W" of (left, top, width, height) in fractions of the picture."""
-    left, top, width, height = box
-    rows, columns = ((np.arange(side) + 0.5) / side for side in extent)
-    inside_rows = (rows >= top) & (rows < top + height)
-    return inside_rows[:, None] & ((columns >= left) & (columns < left + width))
-
-
-def read_pixels(given: Picture | None, name: str) -> np.ndarray | None:
-    """uint8 "H W 3" of an array or of a file, laid over white."""
-    if given is None:
-        return None
-    if isinstance(given, (str, Path)):
-        given = image_lib.over_white(read_file(given, name))
-    pixels = np.asarray(given)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UserError(
-            f"{name} is {pixels.dtype} {pixels.shape}: give uint8 (height, width, 3)"
-        )
-    return pixels
-
-
-def read_map(given: Picture | None, name: str) -> np.ndarray | None:
-    """i32 "H W" of an array, or of the first channel of a file."""
-    if given is None:
-        return None
-    if isinstance(given, (str, Path)):
-        given = read_file(given, name)[:, :, 0]
-    values = np.asarray(given)
-    if values.ndim != 2 or values.dtype.kind not in "biu":
-        raise UserError(
-            f"{name} is {values.dtype} {values.shape}: give integers (height, width)"
-        )
-    return values.astype(np.int32)
-
-
-def read_file(path: str | Path, name: str) -> np.ndarray:
-    """uint8 RGBA "H W 4". UserError where there is no readable picture."""
-    try:
-        return image_lib.decode(Path(path).expanduser().read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name} {path}: {error}") from None
 
 
 def check(request: Request, config: ConfigDict) -> None:
@@ -212,7 +221,9 @@ def check(request: Request, config: ConfigDict) -> None:
         if getattr(request, field) is None:
             raise UserError(f"this model {text}")
     for field in ("label", "layout", "segmentation"):
-        if getattr(request, field) is not None and needed.get(task, ("",))[0] != field:
+        classified = field == "label" and request.classifier_scale
+        wanted = needed.get(task, ("",))[0] == field or classified
+        if getattr(request, field) is not None and not wanted:
             raise UserError(f"this model ({task}) takes no {field}")
     if request.regions is not None:
         if task != "text":
@@ -230,43 +241,71 @@ def check(request: Request, config: ConfigDict) -> None:
         raise UserError(f"strength is {request.strength}; give a number in (0, 1]")
     if request.strength < 1 and (request.image is None or task in OWN_IMAGE):
         raise UserError("strength needs an image that the model is to change")
+    check_guidance(request)
+    if request.source is not None:
+        if request.image is None or request.mask is not None or task in OWN_IMAGE:
+            raise UserError("source needs an image to invert, and no mask")
+        if request.strength < 1 or request.eta:
+            raise UserError("source draws from the image's noise: strength 1, eta 0")
     classes = config.get("num_classes", 0)
     if task == "class" and not 0 <= request.label < classes:
         raise UserError(f"label is {request.label}; valid: 0 .. {classes - 1}")
+
+
+def check_guidance(request: Request) -> None:
+    """UserError for guidance that cannot be meant."""
+    if not 0 <= request.rescale <= 1:
+        raise UserError(f"rescale is {request.rescale}; valid: 0 to 1")
+    if request.interval is not None:
+        low, high = request.interval
+        if not 0 <= low < high <= 1:
+            raise UserError(
+                f"interval is {request.interval}; give (low, high) between 0 (clean) "
+                "and 1 (noise)"
+            )
+    if request.target_loss not in TARGET_LOSSES:
+        raise UserError(
+            f"target_loss is {request.target_loss!r}; valid: "
+            + ", ".join(TARGET_LOSSES)
+        )
+    if request.classifier_scale and request.label is None:
+        raise UserError("classifier_scale needs the label to pull to")
+    if request.autoguidance != 1 and request.guidance not in (None, 1):
+        raise UserError(
+            f"autoguidance ({request.autoguidance}) takes the place of guidance "
+            f"({request.guidance}): leave one of them at 1"
+        )
 
 
 # Tasks whose image is their condition.
 OWN_IMAGE = ("super_resolution", "inpaint")
 
 
-def batch(
+def row(
     request: Request,
     given: Canvas,
     *,
     task: str,
     tokenizer: Callable | None,
-    rows: int,
     num_labels: int = 0,
 ) -> Batch:
-    """What the conditioner reads: `rows` equal rows of the task's batch keys, numpy."""
+    """What the conditioner reads of one request: a row of the task's batch keys."""
     if task == "text":
-        one = {"tokens": tokenizer([request.prompt])[0]}
-    elif task == "layout":
-        one = {"boxes": tokenizer([request.layout])[0]}
-    elif task == "class":
-        one = {"label": np.asarray(request.label, np.int32)}
-    elif task == "semantic":
+        return {"tokens": tokenizer([request.prompt])[0]}
+    if task == "layout":
+        return {"boxes": tokenizer([request.layout])[0]}
+    if task == "class":
+        return {"label": np.asarray(request.label, np.int32)}
+    if task == "semantic":
         top = int(given.segmentation.max(initial=0))
         if given.segmentation.min(initial=0) < 0 or top >= num_labels:
             raise UserError(
                 f"the segmentation holds labels up to {top}; valid: 0 .. "
                 f"{num_labels - 1}"
             )
-        one = {"segmentation": given.segmentation}
-    elif task == "super_resolution":
-        one = {"low_res": given.image}
-    elif task == "inpaint":
-        one = {"image": given.image, "mask": given.mask}
-    else:
-        one = {"rows": np.zeros((), np.int32)}
-    return {key: np.repeat(value[None], rows, axis=0) for key, value in one.items()}
+        return {"segmentation": given.segmentation}
+    if task == "super_resolution":
+        return {"low_res": given.image}
+    if task == "inpaint":
+        return {"image": given.image, "mask": given.mask}
+    return {"rows": np.zeros((), np.int32)}

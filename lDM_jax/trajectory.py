@@ -2,18 +2,20 @@
 
 Owns the meeting of guidance, regions, windows, known latents and samplers, and the
 cache of programs: one for each `Way`, whatever the `Course` through it is. Knows no
-requests and decodes nothing. Reading order: Course, Way, Programs.
+requests and decodes nothing by itself. Reading order: Course, Way, Programs.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lDM_jax import rng, samplers
-from lDM_jax.arrays import Array, Cond
+from lDM_jax import rng, samplers, scores
+from lDM_jax.arrays import Array, Cond, Denoiser
 from lDM_jax.diffusion import Grid
-from lDM_jax.guidance import by_region, classifier_free
+from lDM_jax.guidance import autoguidance, by_region, by_score, classifier_free
+from lDM_jax.models.lpips import LPIPS
 from lDM_jax.training.diffusion import Model
 from lDM_jax.windows import in_windows
 
@@ -21,8 +23,11 @@ from lDM_jax.windows import in_windows
 class Course(NamedTuple):
     """What a trajectory runs on: traced values, so that changing one never retraces.
 
-    start: the first step, above 0 for image to image; z0 and keep: the known latents
-    "1 h w c" and where they are held "1 h w 1" (1 = known), or None.
+    start: the first step, above 0 for image to image; rescale and interval (in times):
+    as in `guidance`; z0 and keep: the known latents "1 h w c" and where they are held
+    "1 h w 1" (1 = known), or None; eps: the noise it begins with "b h w c" instead of
+    the seeds'; guide: (parameters, condition) of a worse model, whose scale
+    `guidance` then is; pulls: for each of `Way.pulls` what it needs and its "scale".
     """
 
     cond: Cond
@@ -30,15 +35,20 @@ class Course(NamedTuple):
     guidance: float
     eta: float
     start: int
+    rescale: float = 0.0
+    interval: tuple[float, float] = (float("-inf"), float("inf"))
     z0: Array | None = None
     keep: Array | None = None
+    eps: Array | None = None
+    guide: tuple[dict, Cond] | None = None
+    pulls: dict | None = None
 
 
 class Way(NamedTuple):
     """What a trajectory is compiled for.
 
     shape: of one row of latents; window: side of the windows in latent positions, 0 for
-    none; regional: "attention", "latent" or "" without regions.
+    none; regional: "attention", "latent" or "" without regions; pulls: of `PULLS`.
     """
 
     sampler: str
@@ -48,50 +58,114 @@ class Way(NamedTuple):
     guided: bool
     window: int = 0
     regional: str = ""
+    auto: bool = False
+    pulls: tuple[str, ...] = ()
+
+
+PULLS = ("l2", "lpips", "class")
 
 
 class Programs:
-    """The compiled trajectories of one model, made when they are first asked for."""
+    """The compiled trajectories of one model, made when they are first asked for.
 
-    def __init__(self, model: Model):
-        self._model, self._compiled = model, {}
+    guide: the model of autoguidance; classifier: a network (z_t, t) -> logits.
+    """
+
+    def __init__(self, model: Model, *, guide: Model | None = None, classifier=None):
+        self._model, self._guide, self._classifier = model, guide, classifier
+        self._compiled = {}
 
     def __len__(self) -> int:
         return len(self._compiled)
+
+    def _once(self, kind: str, way: Way, make: Callable):
+        if (kind, way) not in self._compiled:
+            grid = self._model.process.grid(way.steps, way.spacing)
+            self._compiled[kind, way] = make(way, grid)
+        return self._compiled[kind, way]
+
+    def whole(self, way: Way):
+        """(params, keys, course) -> z0: a trajectory as one program."""
+        return self._once("whole", way, self._make_whole)
+
+    def single_step(self, way: Way):
+        """(begin, advance): the same trajectory, one step a call.
+
+        begin: (keys, course) -> carry; advance: (params, carry, index, keys, course) ->
+        carry.
+        """
+        return self._once("step", way, self._make_step)
 
     def invert(self, way: Way):
         """(params, z0, course) -> z_T: DDIM backwards, for an image of which no seed
         is known. Ends at the grid's first time; a whole trajectory of eta 0 from there
         leads back, the better the more steps there are.
         """
-        if ("invert", way) in self._compiled:
-            return self._compiled["invert", way]
-        process = self._model.process
-        grid = process.grid(way.steps, way.spacing)
+        return self._once("invert", way, self._make_invert)
 
-        def run(params, z0, course):
-            return samplers.invert(
-                self._denoiser(params, course, way), z0, process, grid=grid
-            )
+    def _network(self, model: Model, params: dict, way: Way) -> Callable:
+        """(z, t, cond) -> prediction, by region and in windows where asked for."""
 
-        return self._compiled.setdefault(("invert", way), jax.jit(run))
-
-    def _denoiser(self, params, course: Course, way: Way):
         def network(z, t, cond):
-            return self._model.denoise(params, z, t, cond)
+            return model.denoise(params, z, t, cond)
 
         if way.regional == "latent":
             network = by_region(network)
         if way.window:
             extent, overlap = way.shape[:2], way.window // 4
             network = in_windows(network, extent, window=way.window, overlap=overlap)
-        if not way.guided:
-            return lambda z, t: network(z, t, course.cond)
-        return classifier_free(network, course.cond, course.null, course.guidance)
+        return network
+
+    def _denoiser(self, params: dict, course: Course, way: Way) -> Denoiser:
+        network = self._network(self._model, params, way)
+        options = dict(rescale=course.rescale, interval=course.interval)
+
+        def main(z, t):
+            return network(z, t, course.cond)
+
+        if way.auto:
+            guide_params, guide_cond = course.guide
+            worse = self._network(self._guide, guide_params, way)
+            denoise = autoguidance(
+                main,
+                lambda z, t: worse(z, t, guide_cond),
+                course.guidance,
+                **options,
+            )
+        elif way.guided:
+            denoise = classifier_free(
+                network, course.cond, course.null, course.guidance, **options
+            )
+        else:
+            denoise = main
+        for name in way.pulls:
+            given = course.pulls[name]
+            log_prob = self._log_prob(name, given)
+            denoise = by_score(denoise, log_prob, self._model.process, given["scale"])
+        return denoise
+
+    def _log_prob(self, name: str, given: dict) -> scores.LogProb:
+        """The score function of one of PULLS."""
+        if name == "class":
+
+            def classify(z, t):
+                return self._classifier.apply(given["params"], z, t)
+
+            return scores.toward_class(classify, given["label"])
+
+        def perceptual(x, y):
+            return LPIPS().apply(given["lpips"], x, y)
+
+        return scores.toward_target(
+            self._model.codec,
+            given["first_stage"],
+            given["target"],
+            distance=perceptual if name == "lpips" else None,
+        )
 
     def _begin(self, keys, course: Course, grid: Grid, shape) -> tuple:
         """(z at course.start, what holds the known latents or None)."""
-        eps = rng.normal_per_seed(keys, shape)
+        eps = rng.normal_per_seed(keys, shape) if course.eps is None else course.eps
         if course.z0 is None:
             return eps, None
         # clean at the end, where the original's grid leaves a little noise
@@ -108,19 +182,13 @@ class Programs:
         z = jnp.where(course.start == 0, eps, known(course.start))
         return z, None if course.keep is None else hold
 
-    def whole(self, way: Way):
-        """(params, keys, course) -> z0: a trajectory as one program."""
-        if ("whole", way) in self._compiled:
-            return self._compiled["whole", way]
-        process = self._model.process
-        grid = process.grid(way.steps, way.spacing)
-
+    def _make_whole(self, way: Way, grid: Grid):
         def run(params, keys, course):
             z, hold = self._begin(keys, course, grid, way.shape)
             return samplers.sample(
                 self._denoiser(params, course, way),
                 z,
-                process,
+                self._model.process,
                 grid=grid,
                 sampler=way.sampler,
                 eta=course.eta,
@@ -129,19 +197,9 @@ class Programs:
                 constrain=hold,
             )
 
-        return self._compiled.setdefault(("whole", way), jax.jit(run))
+        return jax.jit(run)
 
-    def single_step(self, way: Way):
-        """(begin, advance): the same trajectory, one step a call.
-
-        begin: (keys, course) -> carry; advance: (params, carry, index, keys, course) ->
-        carry.
-        """
-        if ("step", way) in self._compiled:
-            return self._compiled["step", way]
-        process = self._model.process
-        grid = process.grid(way.steps, way.spacing)
-
+    def _make_step(self, way: Way, grid: Grid):
         def begin(keys, course):
             z, _ = self._begin(keys, course, grid, way.shape)
             return samplers.start_carry(z, way.sampler)
@@ -151,7 +209,7 @@ class Programs:
                 self._denoiser(params, course, way),
                 carry,
                 index,
-                process,
+                self._model.process,
                 grid=grid,
                 sampler=way.sampler,
                 eta=course.eta,
@@ -159,5 +217,11 @@ class Programs:
                 constrain=self._begin(keys, course, grid, way.shape)[1],
             )
 
-        pair = (jax.jit(begin), jax.jit(advance))
-        return self._compiled.setdefault(("step", way), pair)
+        return jax.jit(begin), jax.jit(advance)
+
+    def _make_invert(self, way: Way, grid: Grid):
+        def run(params, z0, course):
+            denoise = self._denoiser(params, course, way)
+            return samplers.invert(denoise, z0, self._model.process, grid=grid)
+
+        return jax.jit(run)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lDM_jax.arrays import Array, Cond, UserError
+from lDM_jax.tiling import spans
 
 Network = Callable[[Array, Array, Cond], Array]
 
@@ -32,7 +33,8 @@ def in_windows(
         raise UserError(f"windows of {window} cannot overlap by {overlap}")
     sides = tuple(min(window, side) for side in extent)
     rows, columns = (
-        starts(side, cut, overlap) for side, cut in zip(extent, sides, strict=True)
+        [span.start for span in spans(side, cut, overlap)]
+        for side, cut in zip(extent, sides, strict=True)
     )
     places = jnp.asarray([(y, x) for y in rows for x in columns], jnp.int32)
     weight = np.outer(*(ramp(cut, overlap) for cut in sides))[None, :, :, None]
@@ -71,14 +73,6 @@ def _cut_all(cond: Cond, cut: Callable) -> Cond:
     place = jnp.zeros(2, jnp.int32)
     over = {name: getattr(cond, name) for name in ("concat", "regions")}
     return cond.replace(**{k: cut(v, place) for k, v in over.items() if v is not None})
-
-
-def starts(side: int, window: int, overlap: int) -> list[int]:
-    """Where windows begin: as few as overlap enough, evenly spread, ends included."""
-    if side <= window:
-        return [0]
-    count = -(-(side - overlap) // (window - overlap))
-    return [round(k * (side - window) / (count - 1)) for k in range(count)]
 
 
 def ramp(window: int, overlap: int) -> np.ndarray:

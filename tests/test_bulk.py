@@ -20,8 +20,7 @@ def pipe():
 
 
 def request(pipe) -> Request:
-    given = pipe.resolved(Request(label=0, seeds=(100,), steps=2))
-    return Request(**{**vars(given), "label": None})
+    return Request(seeds=(100,), steps=2)
 
 
 def run(pipe, path) -> list[int]:
@@ -77,3 +76,18 @@ def test_parts_of_another_request_are_refused(pipe, tmp_path):
         run(pipe, tmp_path / "many.npz")
     with pytest.raises(UserError, match="does not split over 8 devices"):
         list(bulk.generate(pipe, request(pipe), 3, tmp_path / "b.npz", batch_size=6))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"label": 1, "image": np.zeros((32, 32, 3), np.uint8)}, "from noise"),
+        ({"label": 1, "target": np.zeros((8, 8, 3), np.uint8)}, "targets"),
+        ({"label": 1, "seeds": (1, 2)}, "first seed only"),
+        ({"label": 7}, "valid: 0 .. 2"),
+    ],
+)
+def test_requests_that_no_batch_can_hold_are_refused(pipe, tmp_path, fields, text):
+    with pytest.raises(UserError, match=text):
+        list(bulk.generate(pipe, Request(**fields), 3, tmp_path / "c", batch_size=8))
+    assert not list(tmp_path.iterdir())

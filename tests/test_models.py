@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import convert, names_text
-from lDM_jax import names as tables
 from lDM_jax.arrays import Cond, UserError
+from lDM_jax.interop import convert, names_text
+from lDM_jax.interop import names as tables
 from lDM_jax.models import layers
 from lDM_jax.models.autoencoder import (
     Autoencoder,

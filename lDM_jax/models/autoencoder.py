@@ -332,7 +332,8 @@ class Identity(nn.Module):
     image_channels: int = 3
 
     factor = 1
-    is_kl = False
+    is_kl = mid_attn = False
+    attn_factors = ()
 
     @property
     def latent_channels(self) -> int:

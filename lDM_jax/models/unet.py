@@ -110,26 +110,7 @@ class UNet(nn.Module):
         emb = self.embed_time(t, cond.vector)
         if cond.concat is not None:
             z = jnp.concatenate([z, cond.concat.astype(z.dtype)], axis=-1)
-        h = conv3x3(self.width, "input_0_0", dtype=self.dtype)(z.astype(self.dtype))
-        skips, index = [h], 1
-        for level, mult in enumerate(self.width_mults):
-            for _ in range(self.num_res_blocks):
-                h = res(f"input_{index}_0", mult * self.width)(h, emb, train)
-                if self.attends(level):
-                    h = attend(f"input_{index}_1", h, level)
-                skips, index = [*skips, h], index + 1
-            if level < self.halvings:
-                name = f"input_{index}_0"
-                if self.res_resample:
-                    h = res(name, h.shape[-1], "down")(h, emb, train)
-                else:
-                    h = Downsample(dtype=self.dtype, name=name)(h)
-                skips, index = [*skips, h], index + 1
-
-        h = res("middle_0", h.shape[-1])(h, emb, train)
-        h = attend("middle_1", h, -1)
-        h = res("middle_2", h.shape[-1])(h, emb, train)
-
+        h, skips = self.encode(z, emb, res, attend, train)
         index = 0
         for level, mult in reversed(list(enumerate(self.width_mults))):
             for block in range(self.num_res_blocks + 1):
@@ -150,6 +131,28 @@ class UNet(nn.Module):
         h = nn.silu(GroupNorm(num_groups=self.num_groups, name="out_norm")(h))
         h = conv3x3(self.out_channels, "out_conv", dtype=self.dtype, init=zeros)(h)
         return h.astype(jnp.float32)
+
+    def encode(self, z: Array, emb: Array, res, attend, train: bool):
+        """The way down and the middle: (features of the middle, what is kept)."""
+        h = conv3x3(self.width, "input_0_0", dtype=self.dtype)(z.astype(self.dtype))
+        skips, index = [h], 1
+        for level, mult in enumerate(self.width_mults):
+            for _ in range(self.num_res_blocks):
+                h = res(f"input_{index}_0", mult * self.width)(h, emb, train)
+                if self.attends(level):
+                    h = attend(f"input_{index}_1", h, level)
+                skips, index = [*skips, h], index + 1
+            if level < self.halvings:
+                name = f"input_{index}_0"
+                if self.res_resample:
+                    h = res(name, h.shape[-1], "down")(h, emb, train)
+                else:
+                    h = Downsample(dtype=self.dtype, name=name)(h)
+                skips, index = [*skips, h], index + 1
+
+        h = res("middle_0", h.shape[-1])(h, emb, train)
+        h = attend("middle_1", h, -1)
+        return res("middle_2", h.shape[-1])(h, emb, train), skips
 
     def block_makers(self, cond: Cond, train: bool):
         """The two recurring blocks, with everything that never varies filled in."""

@@ -2,9 +2,10 @@
 
     python -m lDM_jax.tools.export --workdir runs/emoji --out emoji [--half]
 
-Writes the EMA weights as safetensors with their config. A first stage gets its latent
-scale, 1 / std over latents of its training data, stored beside it: a number, or a list
-of one a channel with --per_channel_scale.
+Writes the EMA weights as safetensors with their config. A first stage gets stored
+beside it, from the first pictures of its training data: its latent scale, 1 / std of
+their latents (a number, or one a channel with --per_channel_scale), and `latent_rgb`,
+the matrix of previews (`lDM_jax.preview`).
 """
 
 import argparse
@@ -13,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import build, experiment, weights
+from lDM_jax import build, experiment, preview, weights
 from lDM_jax.arrays import UserError
-from lDM_jax.codec import Codec, Scale, latent_scale
+from lDM_jax.codec import Codec, latent_scale
+from lDM_jax.data import pipeline as data_pipeline
 
 
 def export(
@@ -27,21 +30,34 @@ def export(
     config, params = build.load_trained(workdir)
     plain = config.to_dict()
     if config.stage == "autoencoder":
-        plain["latent_scale"] = measure(config, params, per_channel=per_channel_scale)
+        plain |= measure(config, params, per_channel=per_channel_scale)
     elif per_channel_scale:
         raise UserError(f"{workdir} is no first stage: it has no latent scale to store")
     weights.save(Path(out), plain, params, half=half)
 
 
-def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> Scale:
-    """The latent scale over the first images of the training split."""
+def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> dict:
+    """{"latent_scale", "latent_rgb"} over the first images of the training split."""
     codec = Codec(build.autoencoder(config.autoencoder))
-    row = experiment.transform(config)
-    data = experiment.source(config, "train")
-    limit = experiment.SCALE_SAMPLE_IMAGES
-    encoded = experiment.encode(codec, params, data, row, limit=limit)
-    moments = encoded["moments"][:limit]
-    return latent_scale(codec, moments, jax.random.key(0), per_channel=per_channel)
+    pictures = first_pictures(config, experiment.SCALE_SAMPLE_IMAGES)
+    moments = jax.jit(codec.moments)
+    found = np.concatenate([moments(params, batch) for batch in pictures])
+    scale = latent_scale(codec, found, jax.random.key(0), per_channel=per_channel)
+    matrix = preview.fit(codec, params, pictures)
+    return {"latent_scale": scale, "latent_rgb": matrix.tolist()}
+
+
+def first_pictures(config: ConfigDict, limit: int) -> list[np.ndarray]:
+    """Batches f32 "b S S 3" of the training split, `limit` pictures together."""
+    data, row = experiment.source(config, "train"), experiment.transform(config)
+    found, count = [], 0
+    for batch in data_pipeline.batches_once(data, row, batch_size=32):
+        real = batch["image"][batch["weight"] > 0]
+        found.append(real[: limit - count])
+        count += len(found[-1])
+        if count == limit:
+            break
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
