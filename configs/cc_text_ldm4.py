@@ -3,6 +3,7 @@
     python train.py --config=configs/cc_text_ldm4.py --workdir=runs/captions \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
+DIR: see CAPTIONS in configs/data.py.
 FIRST_STAGE: configs/vq_f4.py. Batch 28, learning rate 5.6e-5 = 2e-6 x 28 (release; it
 is not in the paper's tables). The iterations are not published: 1M here. Result: FID
 16.79, IS 13.89 with 100 DDIM steps, eta 0 (the release's table; authors' figure). One
@@ -10,7 +11,7 @@ head: the release's config asks for 32 channels a head, the program it was train
 ignored that.
 """
 
-from configs import second_stages
+from configs import data, second_stages
 
 
 def get_config(arg: str = ""):
@@ -24,4 +25,5 @@ def get_config(arg: str = ""):
         batch_size=28,
         num_steps=1_000_000,
         sample=dict(steps=100),
+        data=data.CAPTIONS,
     )

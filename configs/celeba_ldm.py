@@ -3,13 +3,14 @@
     python train.py --config=configs/celeba_ldm.py:8 --workdir=runs/celeba8 \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
+DIR: see CELEBA in configs/data.py.
 The argument is f, 4 if there is none. FIRST_STAGE: configs/vq_f<f>.py; f = 1 sees
 pixels and has none. 500k iterations on one A100; batch and learning rate are below. The
 result is plotted only (paper, figure 7). At f = 32 table 13 gives the latents 32
 channels, table 8 the first stage 16, which is what vq_f32 has.
 """
 
-from configs import second_stages
+from configs import data, second_stages
 
 # f: batch size, learning rate.
 ROWS = {
@@ -38,4 +39,5 @@ def get_config(arg: str = ""):
         batch_size=batch_size,
         num_steps=500_000,
         sample=dict(steps=100),
+        data=data.CELEBA,
     )

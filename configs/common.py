@@ -109,6 +109,15 @@ def diffusion() -> ConfigDict:
     return config
 
 
+def as_classifier(config: ConfigDict) -> ConfigDict:
+    """A diffusion config as that of a classifier of the same noisy latents."""
+    config.update(dict(stage="classifier", task="class"))
+    config.unet.context_width = 0
+    for section in ("text", "rescaler", "low_res", "masks", "sample", "loss"):
+        del config[section]
+    return config
+
+
 def _shared(*, stage: str) -> ConfigDict:
     config = ConfigDict()
     config.stage = stage
@@ -116,9 +125,16 @@ def _shared(*, stage: str) -> ConfigDict:
     config.data = dict(
         source="emoji",
         path="",
+        data_dir="",
+        about="",
         size_px=256,
+        crop="center",
+        resize_px=0,
+        filter="bicubic",
         flip=0.0,
         background="white",
+        min_px=16,
+        max_bad_share=0.05,
         num_workers=0,
         limit=0,
         scenes=ConfigDict(),
@@ -128,6 +144,7 @@ def _shared(*, stage: str) -> ConfigDict:
         learning_rate=1e-4,
         schedule="constant",
         warmup_steps=0,
+        decay_from_steps=0,
         b1=0.9,
         b2=0.999,
         eps=1e-8,
@@ -135,16 +152,24 @@ def _shared(*, stage: str) -> ConfigDict:
         clip_norm=0.0,
     )
     config.init_from = dict(path="", only=())
-    config.mesh = dict(data=-1, fsdp=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.train = dict(
         batch_size=48,
         num_steps=400_000,
+        accumulate_steps=1,
         ema_decay=0.9999,
+        ema_std=0.0,
+        max_skipped_steps=10,
+        skip_spike_sigmas=0.0,
         log_every_steps=100,
         preview_every_steps=5000,
         eval_every_steps=5000,
         checkpoint_every_steps=5000,
         keep_checkpoints=2,
+        keep_every_steps=0,
+        keep_best=0,
+        best_metric="loss",
+        best_mode="min",
     )
     return config
 
@@ -166,6 +191,7 @@ def _shrink(config: ConfigDict) -> None:
     source = "scenes" if config.data.source == "scenes" else "emoji"
     source = "scenes" if config.get("task") in ("layout", "semantic") else source
     config.data.update(dict(source=source, path="", size_px=32, num_workers=0))
+    config.data.update(dict(crop="center", resize_px=0))
     config.data.limit = 64
     config.optimizer.warmup_steps = 0
     config.train.update(
@@ -196,5 +222,6 @@ def _shrink(config: ConfigDict) -> None:
             config.text.network.update(toy)
         else:
             config.text.update(dict(**toy, head_width=8))
-    config.rescaler.num_stages = 2
-    config.sample.steps = 4
+    if config.stage == "diffusion":
+        config.rescaler.num_stages = 2
+        config.sample.steps = 4

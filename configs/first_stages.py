@@ -6,7 +6,7 @@ of 256 px are written as downsampling factors. Rombach et al. 2022, table 8 and
 appendix G; numbers of the released configs.
 """
 
-from configs import common
+from configs import common, data
 
 VQ = dict(legacy_beta=True)
 F4 = dict(width_mults=(1, 2, 4), z_channels=3, latent_channels=3)
@@ -69,7 +69,7 @@ def recipe(
 ):
     """The training config of a published first stage; `arg` as `common.finish`."""
     config = common.autoencoder()
-    config.data.update(dict(source="folder", size_px=256))
+    config.data.update(dict(size_px=256, **data.OPENIMAGES_PICTURES))
     config.autoencoder = network(name)
     config.discriminator.update(
         dict(

@@ -3,7 +3,8 @@
     python train.py --config=configs/imagenet_class_ldm4.py --workdir=runs/imagenet \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
-FIRST_STAGE: configs/vq_f4.py. DIR has one sub-folder a class. Batch 1200, learning rate
+DIR: see IMAGENET in configs/data.py.
+FIRST_STAGE: configs/vq_f4.py. Batch 1200, learning rate
 1e-4, 178k iterations. Result with 250 DDIM steps: FID 10.56, IS 103.49; with guidance
 1.25 FID 3.95, IS 178.22; with guidance 1.5 FID 3.60, IS 247.67, precision 0.87, recall
 0.48 (paper, tables 3 and 10). How often the class was dropped and eta are not

@@ -3,6 +3,7 @@
     python train.py --config=configs/imagenet_sr_ldm4.py --workdir=runs/sr \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
+DIR: see IMAGENET_SR in configs/data.py.
 FIRST_STAGE: configs/vq_f4.py; with it 169M, as the paper counts. Small pictures are
 made by bicubic interpolation. Batch 64, learning rate 6.4e-5, 860k iterations on one
 A100. Result with 100 DDIM steps: FID 2.8 (validation) and 4.8 (training features), IS
@@ -15,7 +16,7 @@ head.
 the big inpainting model and has multiples that bring it to 552.0M with the first stage.
 """
 
-from configs import second_stages
+from configs import data, second_stages
 
 BIG_UNET = dict(
     width=256, width_mults=(1, 3, 4, 4), attn_factors=(8,), res_resample=True
@@ -34,4 +35,5 @@ def get_config(arg: str = ""):
         num_steps=860_000,
         betas=(0.0015, 0.0155),
         sample=dict(steps=100, eta=1.0),
+        data=data.IMAGENET_SR,
     )

@@ -3,6 +3,7 @@
     python train.py --config=configs/laion_text_ldm8.py --workdir=runs/laion \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
+DIR: see CAPTIONS in configs/data.py.
 FIRST_STAGE: configs/kl_f8.py. The text transformer trains with the UNet: 542.9M, with
 the release's unused word predictor 581.994M. Batch 680, learning rate 1e-4, 390k
 iterations. Result on MS-COCO with 250 DDIM steps: FID 23.31, IS 20.03; with guidance
@@ -10,7 +11,7 @@ iterations. Result on MS-COCO with 250 DDIM steps: FID 23.31, IS 20.03; with gui
 published: 0.1.
 """
 
-from configs import second_stages
+from configs import data, second_stages
 
 
 def get_config(arg: str = ""):
@@ -33,4 +34,5 @@ def get_config(arg: str = ""):
         betas=(0.00085, 0.012),
         drop_rate=0.1,
         sample=dict(steps=250, guidance=1.5),
+        data=data.CAPTIONS,
     )

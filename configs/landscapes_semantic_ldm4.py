@@ -4,6 +4,7 @@
         --workdir=runs/landscapes --config.data.path=DIR \\
         --config.first_stage.path=FIRST_STAGE
 
+DIR: see LANDSCAPES in configs/data.py.
 FIRST_STAGE: configs/vq_f4.py. Maps of 182 labels become three channels at the extent of
 the latents. Batch 48, learning rate 4.8e-5, 360k iterations on one A100 (paper, table
 15, which says f = 8 and one head; the release has f = 4 and eight). No figure is
@@ -14,7 +15,7 @@ be started from the model at 256 px (--config.init_from.path). Its iterations ar
 published: 100k here.
 """
 
-from configs import second_stages
+from configs import data, second_stages
 
 
 def get_config(arg: str = ""):
@@ -29,7 +30,7 @@ def get_config(arg: str = ""):
         rescaler=dict(num_stages=2, width=3),
         first_stage="vq_f4",
         unet=dict(width=128, width_mults=(1, 4, 8), attn_factors=(), num_heads=8),
-        data=dict(size_px=512 if choice == "512" else 256),
+        data=data.LANDSCAPES_512 if choice == "512" else data.LANDSCAPES,
         betas=(0.0015, 0.0205),
         loss="l1",
         sample=dict(steps=200),

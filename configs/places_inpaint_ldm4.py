@@ -3,6 +3,7 @@
     python train.py --config=configs/places_inpaint_ldm4.py --workdir=runs/inpaint \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
+DIR: see PLACES in configs/data.py.
 FIRST_STAGE: configs/vq_f4_noattn.py. The UNet sees z_t, the latents of the masked
 picture and the mask. Batch 128, learning rate 1e-6, 360k iterations on eight V100
 (paper, table 15). Result on 30k crops of 512 px: FID 2.37, LPIPS 0.145 (paper, table 7,
@@ -14,7 +15,7 @@ half an epoch at 512 px 1.50 and 0.137 (paper, table 7). The release gives base 
 1,000 steps of warm-up.
 """
 
-from configs import second_stages
+from configs import data, second_stages
 
 
 def get_config(arg: str = ""):
@@ -34,4 +35,5 @@ def get_config(arg: str = ""):
         betas=(0.0015, 0.0205),
         loss="l1",
         **recipe,
+        data=data.PLACES,
     )

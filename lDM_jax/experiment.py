@@ -1,38 +1,44 @@
 """A config -> what the loop trains: data, stage, frozen networks.
 
-Owns the data set of a config, the latents that are encoded before training, and the
-latent scale that is measured where nobody knows it. Networks are `build`'s affair.
+Owns the order in which these are made, and the latent scale that is measured where
+nobody knows it. Data sets are `datasets`' affair, latents that are encoded before
+training those of `latents`, networks `build`'s.
 """
 
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from lDM_jax import build, tasks, weights
+from lDM_jax import build, latents, weights
 from lDM_jax import codec as codec_lib
 from lDM_jax.arrays import Batch, UserError
 from lDM_jax.codec import Codec
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
-from lDM_jax.data.folder import FolderSource
-from lDM_jax.data.scenes import SceneSource
+from lDM_jax.data.bad_examples import Ledger
+from lDM_jax.data.latents import Pick, read_plan
+from lDM_jax.datasets import ledger, source, transform
+from lDM_jax.diffusion import make_process
+from lDM_jax.latents import encode
 from lDM_jax.models.lpips import LPIPS
 from lDM_jax.models.unet import check_extent
 from lDM_jax.perceptual import load_lpips
 from lDM_jax.training import autoencoder as stage1
+from lDM_jax.training import classifier
 from lDM_jax.training import diffusion as stage2
+from lDM_jax.training.distributed import from_first
 from lDM_jax.training.state import Stage
 
 log = logging.getLogger(__name__)
 
 SCALE_SAMPLE_IMAGES = 512
-HELD_OUT_SCENES = 512
 
 
 @dataclasses.dataclass
@@ -52,90 +58,42 @@ class Experiment:
     initial: dict = dataclasses.field(default_factory=dict)
 
 
-def source(config: ConfigDict, split: str):
-    """The data set of config.data, one split of it, its first `limit` examples."""
-    data = config.data
-    if data.source == "emoji":
-        chosen = sources.EmojiSource(split=split, size_px=data.size_px)
-    elif data.source == "scenes":
-        options = dict(data.get("scenes", {}))
-        if split != "train":
-            options["num_scenes"] = HELD_OUT_SCENES
-        chosen = SceneSource(split=split, size_px=data.size_px, **options)
-    elif data.source == "folder":
-        chosen = FolderSource(data.path, split=split, size_px=data.size_px)
-        check_folder(config, chosen)
-    else:
-        raise UserError(
-            f"config.data.source = {data.source!r}; valid: emoji, scenes, folder"
-        )
-    check_conditions(config, chosen)
-    limit = data.get("limit", 0)
-    return sources.First(chosen, limit) if limit else chosen
+class Rows(NamedTuple):
+    """Training and held-out examples, and the transform of each to batch rows.
+
+    ledger: of the training examples that cannot be used.
+    """
+
+    data: Any
+    row: Callable
+    held_out: Any
+    held_out_row: Callable
+    ledger: Ledger | None = None
 
 
-def check_conditions(config: ConfigDict, source) -> None:
-    """UserError if the data set does not hold the condition of the config's task."""
-    needed = {"text": "caption", "class": "label", "layout": "layout"}
-    needed["semantic"] = "segmentation"
-    key = needed.get(config.get("task"))
-    if key and key not in source[0]:
-        raise UserError(
-            f"task {config.task!r} needs data with a {key}; config.data.source = "
-            f"{config.data.source!r} has {', '.join(sorted(source[0]))}"
-        )
-
-
-def check_folder(config: ConfigDict, folder: FolderSource) -> None:
-    """UserError unless the folder has the conditions of the config's task."""
-    task = config.get("task")
-    if task == "text" and not folder.has_captions:
-        raise UserError(
-            f"task 'text' needs captions: {folder.path} has no .txt file named like an "
-            "image (photo.jpg, photo.txt)"
-        )
-    if task == "class" and not folder.classes:
-        raise UserError(
-            f"task 'class' needs every image of {folder.path} in a sub-folder, one a "
-            "class"
-        )
-    if task == "class" and len(folder.classes) > config.num_classes:
-        raise UserError(
-            f"config.num_classes = {config.num_classes}, but {folder.path} has "
-            f"{len(folder.classes)} sub-folders with images"
-        )
-
-
-def transform(config: ConfigDict) -> Callable:
-    """The example transform of the config's task."""
-    task = tasks.get_task(config.get("task", "unconditional"))
-    data = config.data
-    return tasks.train_transform(
-        task,
-        build.tokenizer(config),
-        background=data.background,
-        flip=data.flip,
-        low_res={k: v for k, v in config.get("low_res", {}).items() if k != "fold"},
-        masks=dict(config.get("masks", {})),
-    )
-
-
-def make(config: ConfigDict) -> Experiment:
+def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment:
     """Data, networks and stage of a config: what train.py hands to the loop.
 
-    May fill in config.first_stage.scale when it has to be measured.
+    May fill in config.first_stage.scale when it has to be measured. workdir: where
+    examples that cannot be used are listed.
     """
-    builders = {"autoencoder": _autoencoder, "diffusion": _diffusion}
+    builders = {
+        "autoencoder": _autoencoder,
+        "diffusion": _second_stage,
+        "classifier": _second_stage,
+    }
     builder = build.lookup(builders, config.stage, "config.stage")
     if config.train.batch_size < 1:
         raise UserError(f"config.train.batch_size = {config.train.batch_size} < 1")
-    return builder(config)
+    return builder(config, workdir)
 
 
-def _autoencoder(config: ConfigDict) -> Experiment:
+def _autoencoder(config: ConfigDict, workdir) -> Experiment:
     network = build.autoencoder(config.autoencoder)
     build.check_pixels(config, network.factor)
-    data = source(config, "train")  # before anything is downloaded
+    if config.data.source == "latents":
+        raise UserError("a first stage trains on pictures, not on latents")
+    rows = pictures(config, workdir)  # before anything is downloaded
     loss, frozen = dict(config.loss), {}
     path = loss.pop("lpips_weights")
     if loss["perceptual_weight"]:
@@ -147,45 +105,110 @@ def _autoencoder(config: ConfigDict) -> Experiment:
         image_size_px=config.data.size_px,
         adversary=build.adversary(config),
         objective=build.construct(stage1.Objective, loss, "loss"),
-        ema_decay=config.train.ema_decay,
+        **averaging(config),
     )
-    return _with_data(config, stage, frozen, data, transform(config))
+    return _with_data(config, stage, frozen, rows)
 
 
-def _diffusion(config: ConfigDict) -> Experiment:
+def _second_stage(config: ConfigDict, workdir) -> Experiment:
     codec, codec_params = build.first_stage(config)
     frozen = build.frozen(config, codec_params)
     build.check_pixels(config, codec.factor)
     latent_shape = codec.latent_shape(config.data.size_px, config.data.size_px)
     check_extent(latent_shape[:2], len(config.unet.width_mults) - 1)
-    row, held_out = transform(config), None
-    data = source(config, "train")
-    cached = config.data.cache_latents
-    if cached or needs_scale(config):
-        rows = None if cached else SCALE_SAMPLE_IMAGES
-        data_latents = encode(codec, codec_params, data, row, limit=rows)
-        if needs_scale(config):
-            codec = measure_scale(config, codec, data_latents["moments"])
-    if cached:
-        data = sources.ArraySource(data_latents)
-        held_out = sources.ArraySource(
-            encode(codec, codec_params, source(config, "validation"), row)
-        )
-        row = identity
+    if config.data.source == "latents":
+        rows = from_cache(config, frozen)
+    elif config.data.cache_latents:
+        rows = in_memory(config, codec, codec_params, workdir)
+    else:
+        rows = pictures(config, workdir)
+    if needs_scale(config):
+        moments = first_moments(codec, codec_params, rows)
+        codec = measure_scale(config, codec, moments)
+    make = _classifier if config.stage == "classifier" else _denoiser
+    stage = make(config, codec, latent_shape, rows)
+    return _with_data(config, stage, frozen, rows)
+
+
+def _denoiser(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Stage:
     networks = build.model(config, codec)
-    example = next(iter(data_pipeline.batches_once(data, row, batch_size=1)))
+    example = next(iter(data_pipeline.batches_once(rows.data, rows.row, batch_size=1)))
     example.pop("weight")
-    stage = stage2.make_stage(
+    return stage2.make_stage(
         networks,
         build.optimizer(config),
         example_batch=example,
         latent_shape=latent_shape,
-        ema_decay=config.train.ema_decay,
+        **averaging(config),
         preview_steps=config.sample.steps,
         preview_guidance=config.sample.guidance,
         **config.loss,
     )
-    return _with_data(config, stage, frozen, data, row, held_out)
+
+
+def _classifier(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Stage:
+    del rows
+    return classifier.make_stage(
+        build.classifier(config),
+        make_process(**config.process),
+        codec,
+        build.optimizer(config),
+        latent_shape=latent_shape,
+        **averaging(config),
+    )
+
+
+def averaging(config: ConfigDict) -> dict:
+    """What all stages take of config.train, where the config has it."""
+    names = "ema_decay", "ema_std", "accumulate_steps"
+    return {name: config.train[name] for name in names if name in config.train}
+
+
+def pictures(config: ConfigDict, workdir: str | Path | None = None) -> Rows:
+    """The data set itself; what cannot be used is listed in workdir."""
+    splits = "train", "validation"
+    data, held_out = (source(config, split) for split in splits)
+    row, held_out_row = (transform(config, split) for split in splits)
+    listed = ledger(config, data, workdir, jax.process_index())
+    return Rows(data, row, held_out, held_out_row, listed)
+
+
+def in_memory(config: ConfigDict, codec: Codec, params, workdir=None) -> Rows:
+    """The whole data set encoded now, held in memory."""
+    latents.check_task(config)
+    encoded = []
+    for split in ("train", "validation"):
+        data, row = source(config, split), latents.copies(config, split=split)
+        where = workdir if split == "train" else None
+        listed = ledger(config, data, where, jax.process_index())
+        rows = encode(codec, params, data, row, ledger=listed)
+        encoded.append(sources.ArraySource(rows))
+    train_row, held_out_row = latents.pick(config)
+    return Rows(encoded[0], train_row, encoded[1], held_out_row)
+
+
+def from_cache(config: ConfigDict, frozen: dict) -> Rows:
+    """What tools/encode_latents has encoded; UserError if it does not fit."""
+    data, held_out = (source(config, split) for split in ("train", "validation"))
+    plan = read_plan(config.data.path)
+    latents.check_cache(config, frozen, plan)
+    if config.task == "class" and plan.num_classes > config.num_classes:
+        raise UserError(
+            f"config.num_classes = {config.num_classes}, but {config.data.path} has "
+            f"{plan.num_classes} classes"
+        )
+    row, held_out_row = latents.pick(config, draws=plan.draws, mirrored=plan.mirrored)
+    return Rows(data, row, held_out, held_out_row)
+
+
+def first_moments(codec: Codec, params, rows: Rows) -> np.ndarray:
+    """Moments of the first SCALE_SAMPLE_IMAGES training examples."""
+    if not isinstance(rows.row, Pick):
+        options = dict(limit=SCALE_SAMPLE_IMAGES, ledger=rows.ledger)
+        return encode(codec, params, rows.data, rows.row, **options)["moments"]
+    first = sources.First(rows.data, SCALE_SAMPLE_IMAGES)
+    batches = data_pipeline.batches_once(first, rows.held_out_row, batch_size=32)
+    return np.concatenate([b["moments"][b["weight"] > 0] for b in batches])
 
 
 def needs_scale(config: ConfigDict) -> bool:
@@ -203,34 +226,14 @@ def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Code
     scale = codec_lib.latent_scale(
         codec, moments[:SCALE_SAMPLE_IMAGES], jax.random.key(0)
     )
+    scale = from_first(scale)  # one number on every host, whatever their chips
     config.first_stage.scale = scale
     log.info("latent scale %.6g (1 / std of the training latents)", scale)
     return dataclasses.replace(codec, scale=scale)
 
 
-def identity(example: dict, rng: np.random.Generator) -> dict:
-    """The transform of examples that are already batch rows."""
-    del rng
-    return example
-
-
-def encode(codec: Codec, params, data, row: Callable, *, limit: int | None = None):
-    """Moments and conditions of a whole source in memory: dict of "N ..." arrays."""
-    encoder = jax.jit(codec.moments)
-    parts, seen = [], 0
-    for batch in data_pipeline.batches_once(data, row, batch_size=32):
-        real = batch.pop("weight") > 0
-        moments = encoder(params, batch.pop("image"))
-        batch["moments"] = jax.device_get(moments)
-        parts.append({name: value[real] for name, value in batch.items()})
-        seen += int(real.sum())
-        if limit is not None and seen >= limit:
-            break
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _with_data(config, stage, frozen, data, row, held_out=None) -> Experiment:
-    size = config.train.batch_size
+def _with_data(config, stage, frozen, rows: Rows) -> Experiment:
+    size, data = config.train.batch_size, rows.data
     if size > len(data):
         raise UserError(
             f"config.train.batch_size = {size} exceeds the {len(data)} training images"
@@ -238,18 +241,19 @@ def _with_data(config, stage, frozen, data, row, held_out=None) -> Experiment:
     shards = jax.process_count()
     iterator = data_pipeline.loader(
         data,
-        row,
+        rows.row,
         batch_size=size // shards,
         seed=config.seed,
         shard_index=jax.process_index(),
         shard_count=shards,
         num_workers=config.data.num_workers,
+        ledger=rows.ledger,
     )
-    if held_out is None:
-        held_out = source(config, "validation")
 
     def eval_batches():
-        return data_pipeline.batches_once(held_out, row, batch_size=min(size, 32))
+        return data_pipeline.batches_once(
+            rows.held_out, rows.held_out_row, batch_size=min(size, 32)
+        )
 
     example = next(iter(eval_batches()))
     example.pop("weight")

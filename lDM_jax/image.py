@@ -4,14 +4,24 @@ Owns PIL, for reading and writing, and the request that every written PNG carrie
 text chunk `lDM_jax`, from which the same picture can be made again. Imports no jax.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageDraw,
+    ImageFont,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 
 REQUEST_KEY = "lDM_jax"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -28,7 +38,9 @@ MAX_PIXELS = 2**27  # 134 megapixels, 0.5 GB decoded; larger than any camera's p
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
     """uint8 [0, 255] -> f32 [-1, 1]: x / 127.5 - 1 (the original's scaling)."""
-    return np.asarray(pixels, np.float32) / 127.5 - 1.0
+    x = np.divide(pixels, np.float32(127.5), dtype=np.float32)
+    x -= np.float32(1.0)
+    return x
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -37,35 +49,120 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((x + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, *, alpha: bool = True) -> np.ndarray:
     """The bytes of an image file -> uint8 "H W 4" (RGBA), upright, its first frame.
 
     CMYK, palettes and grey become RGBA, 16 bits become the nearest of 8, and the EXIF
-    orientation is applied. Raises ValueError, in words that follow the name of the
-    file, for what is damaged, cut short, of another format than `READABLE`, or of more
-    than MAX_PIXELS; that is seen in the header, before any pixel is decoded.
+    orientation is applied. With `alpha` False a picture that has no transparency is
+    "H W 3". Raises ValueError, in words that follow the name of the file, for what is
+    damaged, cut short, of another format than `READABLE`, or of more than MAX_PIXELS;
+    that is seen in the header, before any pixel is decoded.
     """
+    with _opened(data) as picture:
+        ImageOps.exif_transpose(picture, in_place=True)
+        upright = picture
+        if upright.mode.startswith("I"):  # PIL's own conversion clips at 255
+            grey = np.asarray(upright).astype(np.int64).clip(0, 65535)
+            upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        clear = alpha or upright.has_transparency_data
+        mode = "RGBA" if clear else "RGB"
+        return np.asarray(upright if upright.mode == mode else upright.convert(mode))
+
+
+def decode_map(data: bytes) -> np.ndarray:
+    """The bytes of a label map -> i32 "H W": the values of a grey or palette picture.
+
+    A palette's indices count, not its colours. Raises ValueError as `decode`, and for a
+    picture in colour.
+    """
+    with _opened(data) as picture:
+        if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
+            return np.asarray(picture).astype(np.int32)
+        pixels = np.asarray(picture.convert("RGB"))
+    if (pixels != pixels[:, :, :1]).any():
+        raise ValueError("is in colour: a label map is grey or has a palette")
+    return pixels[:, :, 0].astype(np.int32)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """PIL's picture, refused by its extent before it is decoded; errors as `decode`."""
     try:
         with Image.open(io.BytesIO(data), formats=READABLE) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} exceeds {MAX_PIXELS} pixels")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):  # PIL's own conversion clips at 255
-                grey = np.asarray(upright).astype(np.int64).clip(0, 65535)
-                upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-            return np.asarray(upright.convert("RGBA"))
+            yield picture
     except UnidentifiedImageError:
         raise ValueError(f"is no image of {', '.join(READABLE)}") from None
     except Exception as error:  # PIL's readers raise almost anything on damaged files
         raise ValueError(f"cannot be decoded: {error}") from None
 
 
-def over_white(pixels: np.ndarray) -> np.ndarray:
-    """uint8 RGBA "H W 4" -> uint8 "H W 3" on a white ground."""
-    alpha = pixels[:, :, 3:].astype(np.float32) / 255
-    mixed = alpha * pixels[:, :, :3] + (1 - alpha) * 255
-    return np.rint(mixed).astype(np.uint8)
+def resized_crop(
+    pixels: np.ndarray,
+    extent: tuple[int, int],
+    corner: tuple[int, int],
+    size_px: int,
+    *,
+    method: str = "bicubic",
+) -> np.ndarray:
+    """The square at `corner` (top, left) of the picture resized to `extent` (H', W').
+
+    uint8 "H W c" -> uint8 "size_px size_px c"; only the square is computed. method: one
+    of RESAMPLING, or "linear": linear interpolation without antialiasing, as OpenCV's
+    INTER_LINEAR.
+    """
+    height, width = pixels.shape[:2]
+    scales = np.array([width / extent[1], height / extent[0]] * 2)
+    top, left = corner
+    box = scales * (left, top, left + size_px, top + size_px)
+    box = tuple(np.minimum(box, [width, height] * 2).tolist())
+    if method == "linear":
+        return _interpolated(pixels, box, size_px)
+    picture = Image.fromarray(pixels).resize((size_px,) * 2, RESAMPLING[method], box)
+    return np.asarray(picture)
+
+
+def _interpolated(pixels: np.ndarray, box: tuple, size_px: int) -> np.ndarray:
+    """Linear interpolation at the middles of size_px x size_px cells of a box."""
+    left, top, right, bottom = box
+    middle = (np.arange(size_px) + 0.5) / size_px
+    (above, below, down), (before, after, along) = (
+        _neighbours(start + (end - start) * middle - 0.5, extent)
+        for start, end, extent in (
+            (top, bottom, pixels.shape[0]),
+            (left, right, pixels.shape[1]),
+        )
+    )
+
+    def row(chosen: np.ndarray) -> np.ndarray:
+        first, second = (
+            _premultiplied(pixels[np.ix_(chosen, columns)])
+            for columns in (before, after)
+        )
+        return first + along[None, :, None] * (second - first)
+
+    upper = row(above)
+    x = upper + down[:, None, None] * (row(below) - upper)
+    if pixels.shape[2] == 4:
+        x[:, :, :3] *= 255.0 / np.maximum(x[:, :, 3:], 1e-6)
+    return np.rint(x.clip(0, 255)).astype(np.uint8)
+
+
+def _neighbours(at: np.ndarray, extent: int) -> tuple[np.ndarray, ...]:
+    """(index before, index after, weight of the latter); the border is repeated."""
+    first = np.floor(at).astype(int)
+    weight = (at - first).astype(np.float32)
+    return first.clip(0, extent - 1), (first + 1).clip(0, extent - 1), weight
+
+
+def _premultiplied(pixels: np.ndarray) -> np.ndarray:
+    """f32, the colours of RGBA weighted by their alpha."""
+    x = pixels.astype(np.float32)
+    if x.shape[2] == 4:
+        x[:, :, :3] *= x[:, :, 3:] / 255.0
+    return x
 
 
 def crop_square(pixels: np.ndarray) -> np.ndarray:
@@ -104,6 +201,21 @@ def jpeg(pixels: np.ndarray, *, quality: int) -> np.ndarray:
         return np.asarray(picture)
 
 
+def text_strip(text: str, width: int, height: int) -> np.ndarray:
+    """Black text on white, uint8 "height width 3", in as many lines as fit."""
+    strip = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(11)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if pen.textlength(longer, font) > width - 4 and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    pen.multiline_text((2, 1), "\n".join(lines), fill="black", font=font, spacing=2)
+    return np.asarray(strip)
+
+
 def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
     """uint8 "n H W 3" -> one uint8 picture, row-major, with 2 px of white between."""
     images = np.asarray(images)
@@ -129,12 +241,50 @@ def write_png(
     no half-written file is left.
     """
     path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_png(partial, pixels, request=request)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_png(
+    file: BinaryIO | os.PathLike, pixels: np.ndarray, *, request: dict | None = None
+) -> None:
+    """uint8 "H W 3" or grey "H W" as PNG into an open file or at a path."""
     info = PngImagePlugin.PngInfo()
     if request is not None:
         info.add_text(REQUEST_KEY, json.dumps(request, sort_keys=True))
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=info)
+
+
+def write_animation(
+    path: str | os.PathLike, frames: Sequence[np.ndarray], *, frame_ms: int = 80
+) -> None:
+    """Write uint8 "H W 3" frames atomically as .gif, .webp or .png (APNG), endless.
+
+    The last frame stays twenty times as long. ValueError for another ending.
+    """
+    path = Path(path)
+    formats = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"{path.name}: give a name that ends in {', '.join(formats)}")
+    first, *rest = [Image.fromarray(np.asarray(frame)) for frame in frames]
+    durations = [frame_ms] * len(rest) + [20 * frame_ms]
+    kind = formats[path.suffix.lower()]
+    options = {"lossless": True} if kind == "WEBP" else {}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
+        first.save(
+            partial,
+            format=kind,
+            save_all=True,
+            append_images=rest,
+            duration=durations,
+            loop=0,
+            **options,
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

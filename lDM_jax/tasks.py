@@ -5,7 +5,7 @@ the captions were. A task never builds networks; `build` turns its routes into t
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jax import ShapeDtypeStruct
@@ -61,14 +61,21 @@ def train_transform(
     *,
     background: str,
     flip: float,
+    crop: Sequence[Callable] = (),
     low_res: Mapping | None = None,
     masks: Mapping | None = None,
+    num_labels: int = 0,
 ) -> Callable:
     """Source example -> batch row: image f32 plus the task's condition.
 
-    low_res: arguments of `degrade.Degrade`; masks: of `masks.RandomMask`.
+    crop: what makes a square of the picture, before and after it is laid over the
+    background: two transforms or None. low_res: arguments of `degrade.Degrade`; masks:
+    of `masks.RandomMask`, or kind "given" for those of the data. num_labels: of label
+    maps, 0 for any.
     """
+    before, after = crop or (None, None)
     steps = [transforms.Composite(background=background)]
+    steps = [before] * bool(before) + steps + [after] * bool(after)
     if flip > 0:
         steps.append(transforms.RandomFlip(probability=flip))
     keep = ["image"]
@@ -78,8 +85,11 @@ def train_transform(
         steps.append(transforms.TokenizeLayout(tokenizer))
     elif task.name == "super_resolution":
         steps.append(Degrade(**(low_res or {})))
+    elif task.name == "semantic" and num_labels:
+        steps.append(transforms.CheckLabels(num_labels))
     elif task.name == "inpaint":
-        steps.append(RandomMask(**(masks or {})))
+        if (masks or {}).get("kind") != "given":
+            steps.append(RandomMask(**(masks or {})))
         keep.append("mask")
     if task.route is not None and task.name != "inpaint":
         keep.append(task.route[0])

@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax import experiment, image
+from lDM_jax.data.crop import Crop
 from lDM_jax.data.folder import FolderSource, split_files
 from lDM_jax.data.pipeline import batches_once, loader
 from lDM_jax.data.transforms import Composite, Keep, compose
-from lDM_jax.errors import UserError
+from lDM_jax.errors import BadExample, UserError
 
 SPLITS = ("train", "validation", "test")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -52,15 +53,16 @@ def test_images_of_all_formats_at_any_depth_in_sorted_order(tmp_path):
     for other in ("notes.md", ".hidden.png", ".trash/a.png", "a/._b.png"):
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / other).write_bytes(b"no image")
-    source = FolderSource(tmp_path, size_px=4)
+    source = FolderSource(tmp_path)
+    assert source.unused == ["notes.md"]
     assert source.files == ["a/b.bmp", "a/b/c.png", "a/z.webp", "b.JPG", "c.jpeg"]
     assert len(source) == 5
     for i in range(5):
         example = source[i]
         assert set(example) == {"image"}
-        assert example["image"].shape == (4, 4, 4)
+        assert example["image"].shape == (8, 8, 3)
         assert example["image"].dtype == np.uint8
-        np.testing.assert_allclose(example["image"][2, 2], (*RED, 255), atol=2)
+        np.testing.assert_allclose(example["image"][2, 2], RED, atol=2)
     assert source.captions is None and source.labels is None and source.classes == []
 
 
@@ -151,16 +153,15 @@ def test_pixels_are_pils_centre_crop_and_bicubic(tmp_path, height, width, size):
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
     expected = square.resize((size, size), Image.Resampling.BICUBIC)
-    found = FolderSource(tmp_path, size_px=size)[0]["image"]
-    np.testing.assert_array_equal(found[:, :, :3], np.asarray(expected))
-    assert (found[:, :, 3] == 255).all()
+    found = Crop(size)(FolderSource(tmp_path)[0], None)["image"]
+    np.testing.assert_array_equal(found, np.asarray(expected))
 
 
 def test_pixels_of_the_right_size_are_untouched_also_transparent_ones(tmp_path):
     pixels = noise(8, 8, 4)
     pixels[:, :, 3] = 255 * (pixels[:, :, 3] > 99)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = FolderSource(tmp_path, size_px=8)[0]["image"]
+    found = Crop(8)(FolderSource(tmp_path)[0], None)["image"]
     visible = pixels[:, :, 3] > 0
     np.testing.assert_array_equal(found[visible], pixels[visible])
     np.testing.assert_array_equal(found[:, :, 3], pixels[:, :, 3])
@@ -252,7 +253,7 @@ def damaged(name):
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, name):
     (tmp_path / name).write_bytes(damaged(name))
     source = FolderSource(tmp_path)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BadExample) as error:
         source[0]
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
@@ -283,8 +284,6 @@ def test_paths_that_hold_no_images(tmp_path):
         FolderSource(tmp_path / "texts")
     with pytest.raises(UserError, match="'train', 'validation', 'test'"):
         FolderSource(tmp_path, split="dev")
-    with pytest.raises(UserError, match="size_px is 0"):
-        FolderSource(tmp_path, size_px=0)
 
 
 def test_fingerprint_knows_content_options_and_captions_but_not_the_place(tmp_path):
@@ -293,7 +292,7 @@ def test_fingerprint_knows_content_options_and_captions_but_not_the_place(tmp_pa
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     first = FolderSource(tmp_path / "one").fingerprint
     assert FolderSource(tmp_path / "two").fingerprint == first
-    seen = {first, FolderSource(tmp_path / "two", size_px=8).fingerprint}
+    seen = {first, FolderSource(tmp_path / "two", min_px=8).fingerprint}
     seen.add(FolderSource(tmp_path / "two", split="test").fingerprint)
     draw(tmp_path / "two/b.png", colour=BLUE)
     seen.add(FolderSource(tmp_path / "two").fingerprint)
@@ -307,8 +306,8 @@ def test_fingerprint_knows_content_options_and_captions_but_not_the_place(tmp_pa
 def test_loader_and_evaluation_read_a_folder(tmp_path):
     for i, colour in enumerate((RED, GREEN, BLUE)):
         draw(tmp_path / f"{i}.png", colour, size=(5 + i, 9))
-    source = pickle.loads(pickle.dumps(FolderSource(tmp_path, size_px=4)))
-    row = compose(Composite(), Keep(("image",)))
+    source = pickle.loads(pickle.dumps(FolderSource(tmp_path)))
+    row = compose(Crop(4), Composite(), Keep(("image",)))
     (batch,) = batches_once(source, row, batch_size=3)
     np.testing.assert_array_equal(
         batch["image"][:, 0, 0], [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
@@ -327,19 +326,19 @@ def config(path, **changes):
 
 def test_build_makes_the_source_and_checks_what_the_task_needs(tmp_path):
     draw(tmp_path / "a.png")
-    assert experiment.source(config(tmp_path), "train")[0]["image"].shape == (8, 8, 4)
-    with pytest.raises(UserError, match="needs captions"):
+    assert experiment.source(config(tmp_path), "train")[0]["image"].shape == (8, 8, 3)
+    with pytest.raises(UserError, match=r"needs data with a caption: photo\.txt"):
         experiment.source(config(tmp_path, task="text"), "train")
     (tmp_path / "a.txt").write_text("a cat")
     assert experiment.source(config(tmp_path, task="text"), "test").captions == [
         "a cat"
     ]
     classes = dict(task="class", num_classes=2)
-    with pytest.raises(UserError, match="every image of .* in a sub-folder"):
+    with pytest.raises(UserError, match="every image in a sub-folder"):
         experiment.source(config(tmp_path, **classes), "train")
     for name in ("cat/a.png", "dog/a.png", "owl/a.png"):
         draw(tmp_path / "by_class" / name)
-    with pytest.raises(UserError, match="num_classes = 2, but .* 3 sub-folders"):
+    with pytest.raises(UserError, match="num_classes = 2, but .* 3 classes"):
         experiment.source(config(tmp_path / "by_class", **classes), "train")
     classes["num_classes"] = 3
     source = experiment.source(config(tmp_path / "by_class", **classes), "train")

@@ -15,7 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import first_stages, second_stages
-from lDM_jax import build, convert, names, names_text, tasks
+from lDM_jax import build, tasks
+from lDM_jax.interop import convert, names, names_text
 from lDM_jax.summary import summary
 from tests.reference import rule
 
@@ -170,7 +171,7 @@ def test_every_released_parameter_has_a_place(model):
 
 def test_every_config_is_tested():
     folder = Path(first_stages.__file__).parent
-    others = {"__init__", "common", "first_stages", "second_stages"}
+    others = {"__init__", "common", "data", "first_stages", "second_stages"}
     files = {path.stem for path in folder.glob("*.py")} - others
     files -= {*first_stages.NETWORKS}
     files -= {name for name in files if name.startswith("emoji")}  # not the paper's
@@ -238,6 +239,29 @@ def test_recipes(model, rate, batch, steps):
     config = config_of(model)
     assert config.optimizer.learning_rate == pytest.approx(rate)
     assert (config.train.batch_size, config.train.num_steps) == (batch, steps)
+
+
+# The original's loaders (their defaults; release configs of OpenImages and landscapes):
+# which cut, shorter side before it, filter, chance of mirroring.
+@pytest.mark.parametrize(
+    ("model", "cut"),
+    [
+        ("celebahq_ldm4", ("center", 0, "linear", 0.0)),
+        ("ffhq_ldm4", ("center", 0, "linear", 0.0)),
+        ("bedrooms_ldm4", ("center", 0, "bicubic", 0.5)),
+        ("churches_ldm8", ("center", 0, "bicubic", 0.5)),
+        ("imagenet_class_ldm4", ("random", 0, "linear", 0.0)),
+        ("imagenet_class_ldm4:study", ("random", 0, "linear", 0.0)),
+        ("imagenet_sr_ldm4", ("share", 0, "linear", 0.0)),
+        ("landscapes_semantic_ldm4", ("random", 384, "bicubic", 0.0)),
+        ("landscapes_semantic_ldm4:512", ("random", 768, "bicubic", 0.0)),
+    ],
+)
+def test_pictures_are_cut_as_the_original_cut_them(model, cut):
+    data = config_of(model).data
+    assert (data.crop, data.resize_px, data.filter, data.flip) == cut
+    assert config_of("openimages_sr_ldm4").low_res.kind == "bsr_light"
+    assert config_of("landscapes_semantic_ldm4:512").data.size_px == 512
 
 
 def test_the_first_stage_comes_from_the_table():

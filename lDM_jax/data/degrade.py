@@ -15,9 +15,9 @@ setting of the paper's tables. "bsr" and "bsr_light" are the degradation of BSRG
     jpeg    once more, always the last step
 
 A resize is linear, cubic or by area, drawn each time. The camera's own processing, a
-further step of the paper, is left out, as it was in the original. Measured on one core
-at 256 px and factor 4: "bicubic" 0.7 ms, "bsr" 10 ms, "bsr_light" 8 ms, a crop of 188
-to 375 px 6 ms.
+further step of the paper, is left out, as it was in the original. On one core at 256 px
+and factor 4: "bicubic" 0.8 ms, "bsr" 13 ms, "bsr_light" 7 ms, a crop of 188 to 375 px
+4 ms (`taskset -c 0 python -m benchmarks.transforms --repeats 60`).
 
 Read `Degrade`, then `degrade_bsr`, then its steps. They work on f32 [0, 1] "H W 3".
 """

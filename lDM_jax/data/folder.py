@@ -1,26 +1,44 @@
 """A folder of images: `config.data.source = "folder"`, `config.data.path = DIR`.
 
-    DIR/**/photo.jpg        an image: .png .jpg .jpeg .webp .bmp, at any depth
-    DIR/**/photo.txt        its caption, if there is such a file
-    DIR/dog/**/photo.jpg    of class "dog", if every image is in a sub-folder of DIR
+    DIR/**/photo.jpg            an image: .png .jpg .jpeg .webp .bmp .gif, at any depth
+    DIR/**/photo.txt            its caption, if there is such a file
+    DIR/dog/**/photo.jpg        of class "dog", if every image is in a sub-folder of DIR
+    DIR/images/**/photo.jpg     with the label map
+    DIR/segmentation/**/photo.png
+    DIR/**/metadata.jsonl       instead of all these: one line an image, whose fields
+                                are in `metadata`; file names start at its own folder
+    DIR/{train,val,test}/...    any of these layouts a split; without, see `split_files`
 
 Hidden files and folders are left out, links are followed. Files are listed once and
-decoded at every use; nothing is kept in memory. Which colour lies behind transparent
-pixels is decided by `transforms.Composite`, as for every source.
+decoded at every use; nothing is kept in memory but names and lines of metadata. What
+cannot be read raises BadExample at its use, which the pipeline counts and replaces.
 """
 
 import hashlib
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from lDM_jax import image
+from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
-from lDM_jax.errors import UserError
+from lDM_jax.errors import BadExample, UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+METADATA = "metadata.jsonl"
+MAPS = ("images", "segmentation")  # sub-folders of pictures and their label maps
 SMALLEST_SPLIT = 20
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 def list_files(folder: Path) -> list[str]:
@@ -69,136 +87,308 @@ def _unit_hash(text: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+class Entry(NamedTuple):
+    """One image: its file, and either a line of metadata or what its place says.
+
+    folder: of the metadata, where the names of further files begin.
+    """
+
+    file: str
+    line: str = ""
+    folder: str = ""
+    caption: str = ""
+    label: str | None = None
+    segmentation: str = ""
+
+
 class FolderSource:
     """The images of a folder, laid out as the module says, in a fixed split.
 
-    source[i] -> {"image": uint8 "S S 4" RGBA} and, where the folder has them,
-    "caption", a str ("" for an image without a caption), and "label", i32 "", the index
-    in `classes`. The picture is the central square of the upright image, resized with
-    antialiased bicubic to S = size_px, colours weighted by their alpha.
+    source[i] -> {"image": uint8 "H W 3", "H W 4" with transparency} and, where the
+    folder has them, what `metadata.build` gives for `conditions`: "caption" ("" for an
+    image without one), "label", the index in `classes`, "layout", whose labels are
+    indices in `categories` or the numbers of the metadata, "segmentation", "mask".
 
     path: the folder; "~" is the home folder.
-    split: "train", "validation" or "test"; see `split_files`.
+    split: "train", "validation" or "test".
+    min_px: shorter sides of less are not used.
 
     Raises UserError, when made, for a path that is empty, missing, no folder or without
-    images, and at source[i], naming the file, for one that cannot be read.
+    images, and for metadata that cannot be read. Raises BadExample at source[i], naming
+    the file, for one that cannot be used.
     """
 
-    def __init__(self, path: str | Path, *, split: str = "train", size_px: int = 256):
+    def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
         if split not in SPLITS:
             raise UserError(
                 f"split is {split!r}; a folder has {', '.join(map(repr, SPLITS))}"
             )
-        if size_px < 1:
-            raise UserError(f"size_px is {size_px}; it must be at least 1")
-        if not str(path):
-            raise UserError("config.data.path is empty: give a folder of images")
-        self.split = split
-        self.size_px = size_px
-        self.path = Path(path).expanduser()
-        if not self.path.is_dir():
-            problem = "is not a folder" if self.path.exists() else "does not exist"
-            raise UserError(
-                f"config.data.path = {str(path)!r} {problem}: give a folder of images"
-            )
+        self.split, self.min_px = split, min_px
+        self.path = check_folder(path)
         listed = list_files(self.path)
-        everything = [name for name in listed if name.lower().endswith(SUFFIXES)]
-        if not everything:
+        entries, names = self._entries(listed)
+        if not entries:
             raise UserError(
                 f"config.data.path = {str(path)!r} holds no images, also not in "
-                f"sub-folders; valid are {', '.join(SUFFIXES)}"
+                f"sub-folders; valid are {', '.join(SUFFIXES)}, or a {METADATA}"
             )
-        sidecars = {name for name in listed if name.endswith(".txt")}
-        in_folders = all("/" in name for name in everything)
-        tops = {name.split("/")[0] for name in everything} if in_folders else set()
-        self._classes = sorted(tops)
-        self._has_captions = any(sidecar(name) in sidecars for name in everything)
-        self._files = split_files(everything)[split]
-        self._captioned = sidecars & {sidecar(name) for name in self._files}
-        index = {name: label for label, name in enumerate(self._classes)}
-        self._labels = None
-        if self._classes:
-            labels = [index[name.split("/")[0]] for name in self._files]
-            self._labels = np.array(labels, np.int32)
+        self._names = names
+        known = {entry.file: entry for entry in entries}
+        self._entries_here = [known[file] for file in _split(sorted(known))[split]]
+        used = set(known) | {entry.segmentation for entry in entries}
+        used |= {entry.caption for entry in entries}
+        self.unused = [
+            name
+            for name in listed
+            if name not in used and os.path.basename(name) != METADATA
+        ]
+
+    def _entries(self, listed: list[str]) -> tuple[list[Entry], metadata.Names]:
+        """All images of all splits, and the names of their classes; sets `_keys`."""
+        manifests = [name for name in listed if os.path.basename(name) == METADATA]
+        if manifests:
+            return self._described(manifests)
+        entries = placed(listed)
+        self._keys, self._label_count = [], 0
+        if any(entry.caption for entry in entries):
+            self._keys.append("caption")
+        classes = {entry.label for entry in entries}
+        if entries and None not in classes:
+            self._keys.append("label")
+        if any(entry.segmentation for entry in entries):
+            self._keys.append("segmentation")
+        return entries, metadata.Names(classes if "label" in self._keys else ())
+
+    def _described(self, manifests: list[str]) -> tuple[list[Entry], metadata.Names]:
+        """Entries of every line of every metadata file; UserError for a bad line."""
+        entries, files, seen = [], set(), set()
+        classes, categories = set(), set()
+        for manifest in manifests:
+            folder = manifest[: -len(METADATA)]
+            for number, line in enumerate(self._lines(manifest), 1):
+                where = f"{self.path / manifest}, line {number},"
+                fields = _parse(line, where)
+                entries.append(Entry(folder + fields["file_name"], line, folder))
+                if entries[-1].file in files:
+                    raise UserError(f"{where} is the second of {fields['file_name']!r}")
+                files.add(entries[-1].file)
+                seen |= fields.keys()
+                classes.add(fields.get("label"))
+                boxes = metadata.labelled_boxes(fields)
+                categories |= set(boxes[1]) if boxes else set()
+        self._keys = [key for key in ("label", *metadata.MAPS) if key in seen]
+        self._keys += ["caption"] if seen & set(metadata.CAPTIONS) else []
+        self._keys += ["layout"] if seen & {"boxes", "objects"} else []
+        self._label_count = _count(classes - {None})
+        return entries, metadata.Names(_texts(classes), _texts(categories))
+
+    def _lines(self, manifest: str) -> list[str]:
+        text = self._text(manifest)
+        return [line for line in text.splitlines() if line.strip()]
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._entries_here)
 
     def __getitem__(self, i: int) -> dict:
-        example = {"image": self._image(i)}
-        if self._has_captions:
-            example["caption"] = self._caption(i)
-        if self._labels is not None:
-            example["label"] = self._labels[i]
-        return example
+        entry = self._entries_here[i]
+        return metadata.build(
+            self._read(entry.file),
+            self._fields(entry),
+            names=self._names,
+            read=lambda name: self._read(entry.folder + name),
+            where=str(self.path / entry.file),
+            min_px=self.min_px,
+            keys=self._keys,
+        )
 
-    def _image(self, i: int) -> np.ndarray:
-        data = self._read(self._files[i])
-        try:
-            pixels = image.decode(data)
-        except ValueError as error:
-            raise UserError(f"{self.path / self._files[i]} {error}") from None
-        return image.resize(image.crop_square(pixels), self.size_px)
+    def _fields(self, entry: Entry) -> dict:
+        if entry.line:
+            return metadata.parse(entry.line)
+        fields = {"caption": self._text(entry.caption) if entry.caption else ""}
+        if entry.label is not None:
+            fields["label"] = entry.label
+        if entry.segmentation:
+            fields["segmentation"] = entry.segmentation
+        return fields
 
-    def _caption(self, i: int) -> str:
-        name = sidecar(self._files[i])
-        if name not in self._captioned:
-            return ""
+    def _text(self, name: str) -> str:
         try:
-            text = self._read(name).decode("utf-8-sig")
+            return self._read(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.path / name} is not UTF-8: {error}") from None
-        return " ".join(text.split())
+            raise BadExample(f"{self.path / name} is not UTF-8: {error}") from None
 
     def _read(self, name: str) -> bytes:
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise UserError(
+            raise BadExample(
                 f"cannot read {self.path / name}: {error.strerror}"
             ) from None
 
     @property
     def files(self) -> list[str]:
         """The images of this split, relative to `path`, in order."""
-        return list(self._files)
+        return [entry.file for entry in self._entries_here]
 
     @property
-    def has_captions(self) -> bool:
-        """True if an image of any split has a caption file; then all have a caption."""
-        return self._has_captions
+    def conditions(self) -> list[str]:
+        """The keys of an example besides "image"."""
+        return sorted(self._keys)
 
     @property
     def captions(self) -> list[str] | None:
-        """The caption of every image of this split, in order; None without any."""
-        if not self._has_captions:
+        """The (first) caption of every image of this split; None without any."""
+        if "caption" not in self._keys:
             return None
-        return [self._caption(i) for i in range(len(self))]
+        found = [metadata.captions(self._fields(e)) for e in self._entries_here]
+        return [texts[0] if texts else "" for texts in found]
 
     @property
     def classes(self) -> list[str]:
-        """The names of the labels: the sub-folders of all splits, sorted, or none."""
-        return list(self._classes)
+        """The names of the labels: of all splits, sorted; none without names."""
+        return list(self._names.classes)
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the boxes' labels: of all splits, sorted; none without names."""
+        return list(self._names.categories)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels of all splits take: names, or the largest + 1."""
+        return len(self._names.classes) or self._label_count
 
     @property
     def labels(self) -> np.ndarray | None:
         """i32 "len(self)": the class of every image of this split; None without any."""
-        return None if self._labels is None else self._labels.copy()
+        if "label" not in self._keys:
+            return None
+        values = [self._fields_of_label(entry) for entry in self._entries_here]
+        return np.array([self._names.label(value) for value in values], np.int32)
+
+    def _fields_of_label(self, entry: Entry) -> int | str:
+        return json.loads(entry.line)["label"] if entry.line else entry.label
+
+    @property
+    def listing(self) -> str:
+        """Hash of the split's names, byte sizes and metadata lines; reads no image."""
+        digest = hashlib.sha256(repr(("folder", self.split, self._keys)).encode())
+        for entry in self._entries_here:
+            file = self.path / entry.file
+            size = file.stat().st_size if file.exists() else -1
+            digest.update(repr((entry, size)).encode())
+        return digest.hexdigest()
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the split's names, files, captions, the classes and size_px.
+        """Hash of the split's names, files, captions and classes, in hexadecimal.
 
-        In hexadecimal. Where the folder lies does not matter. Reads every file.
+        Where the folder lies does not matter. Reads every file; `listing` does not.
         """
-        options = (self.split, self.size_px, self._classes, self._has_captions)
+        options = (self.split, self.min_px, self._keys, self.classes, self.categories)
         digest = hashlib.sha256(repr(("folder", *options)).encode())
-        for i, name in enumerate(self._files):
-            digest.update(repr(name).encode())
-            digest.update(hashlib.sha256(self._read(name)).digest())
-            if self._has_captions:
-                digest.update(repr(self._caption(i)).encode())
+        for entry in self._entries_here:
+            digest.update(repr(entry).encode())
+            digest.update(hashlib.sha256(self._read(entry.file)).digest())
+            if entry.caption:
+                digest.update(repr(self._text(entry.caption)).encode())
         return digest.hexdigest()
+
+
+def check_folder(path: str | Path) -> Path:
+    """The folder of that name; UserError for one that is empty, missing or a file."""
+    if not str(path):
+        raise UserError("config.data.path is empty: give a folder of images")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(
+            f"config.data.path = {str(path)!r} {problem}: give a folder of images"
+        )
+    return folder
+
+
+def placed(listed: list[str]) -> list[Entry]:
+    """The images among listed files, with what their places and neighbours say."""
+    images = [name for name in listed if name.lower().endswith(SUFFIXES)]
+    split = _has_split_folders(images)
+    skip = 1 if split else 0
+    tops = {_top(name, skip) for name in images}
+    files = set(listed)
+    if set(MAPS) == tops:
+        return [
+            Entry(name, caption=_beside(name, files), segmentation=_map(name, skip))
+            for name in images
+            if _top(name, skip) == MAPS[0]
+        ]
+    in_folders = "" not in tops
+    return [
+        Entry(
+            name,
+            caption=_beside(name, files),
+            label=_top(name, skip) if in_folders else None,
+        )
+        for name in images
+    ]
+
+
+def _top(name: str, skip: int) -> str:
+    """The folder of a file below `skip` others; "" for none."""
+    parts = name.split("/")
+    return parts[skip] if len(parts) > skip + 1 else ""
+
+
+def _beside(name: str, files: set[str]) -> str:
+    return sidecar(name) if sidecar(name) in files else ""
+
+
+def _map(name: str, skip: int) -> str:
+    """The label map of a picture: in the other folder, the same stem with .png."""
+    parts = os.path.splitext(name)[0].split("/")
+    parts[skip] = MAPS[1]
+    return "/".join(parts) + ".png"
+
+
+def _has_split_folders(files: list[str]) -> bool:
+    """True if all files lie in folders named after splits, "train" among several."""
+    tops = {name.split("/")[0] if "/" in name else "" for name in files}
+    named = {SPLIT_FOLDERS.get(top) for top in tops}
+    return None not in named and "train" in named and len(named) > 1
+
+
+def _split(files: list[str]) -> dict[str, list[str]]:
+    """The splits that folders name, of which two may be one, or `split_files`."""
+    if not _has_split_folders(files):
+        return split_files(files)
+    parts = {split: [] for split in SPLITS}
+    for name in sorted(files):
+        parts[SPLIT_FOLDERS[name.split("/")[0]]].append(name)
+    parts["validation"] = parts["validation"] or parts["test"]
+    parts["test"] = parts["test"] or parts["validation"]
+    return parts
+
+
+def _parse(line: str, where: str) -> dict:
+    """The fields of a line; UserError, naming its place, if they are not right."""
+    try:
+        fields = metadata.parse(line)
+    except ValueError:
+        raise UserError(f"{where} is no JSON") from None
+    problem = metadata.check(fields)
+    if not problem and not isinstance(fields.get("file_name"), str):
+        problem = "has no file_name"
+    if problem:
+        raise UserError(f"{where} {problem}")
+    return fields
+
+
+def _texts(values: Iterable) -> list[str]:
+    return [value for value in values if isinstance(value, str)]
+
+
+def _count(values: set) -> int:
+    numbers = [value for value in values if isinstance(value, int)]
+    return max(numbers, default=-1) + 1
 
 
 def sidecar(name: str) -> str:

@@ -16,8 +16,8 @@ from the 5th to the 95th percentile:
     thin   0.27, 0.06 to 0.44     box     0.21, 0.13 to 0.30
     half   0.50                   mixed   0.29, 0.05 to 0.50
 
-Drawing takes 2 ms (thick), 1 ms (medium), 7 ms (thin) and 0.1 ms (box, half) at that
-size.
+Drawing takes 1 ms (thick, medium), 4 to 5 ms (thin) and 0.1 ms (box, half) at that size
+on one core (`taskset -c 0 python -m benchmarks.transforms --repeats 60`).
 
 Read `RandomMask`, then `draw_mask`, then the shapes below it.
 """

@@ -9,9 +9,15 @@ the positions s, s + S, s + 2 S, ..., so batch k of all shards together is the p
 epoch; no example is left out.
 
 The state of a loader is the number of its next batch. Owns grain.
+
+An example that raises BadExample is replaced by the next good one of the source, so
+that a resumed run sees what the uninterrupted one would have seen; evaluation leaves it
+out. `bad_examples.Ledger` counts and lists them.
 """
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,10 +25,14 @@ import grain
 import numpy as np
 from absl import flags
 
+from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.transforms import Example, Transform
-from lDM_jax.errors import UserError
+from lDM_jax.errors import BadExample, UserError
 
 PREFETCH_BATCHES = 2
+READ_THREADS = min(4, os.cpu_count() or 1)
+SKIPPED, ERROR = "_skipped", "_error"  # what workers say besides examples
+MOST_SKIPPED = 1000
 
 
 class Source(Protocol):
@@ -39,9 +49,31 @@ def example_rng(seed: int, index: int, *, epoch: int) -> np.random.Generator:
 
 
 def stack(examples: list[Example]) -> dict[str, np.ndarray]:
-    """Equal keys, equal shapes -> one array a key with a leading batch axis."""
+    """Equal keys, equal shapes -> one array a key with a leading batch axis.
+
+    What `_Load` says besides, skipped examples and errors, is handed over as JSON in
+    arrays of bytes: of an error nothing else.
+    """
+    errors = [example[ERROR] for example in examples if ERROR in example]
+    skipped = [item for example in examples for item in example.pop(SKIPPED, ())]
+    if errors:
+        return {ERROR: _as_bytes(errors), SKIPPED: _as_bytes(skipped)}
     keys = examples[0].keys()
-    return {key: np.stack([example[key] for example in examples]) for key in keys}
+    batch = {key: np.stack([example[key] for example in examples]) for key in keys}
+    if skipped:
+        batch[SKIPPED] = _as_bytes(skipped)
+    return batch
+
+
+def _as_bytes(said: Iterable) -> np.ndarray:
+    """A list as an array, for what hands over nothing else between processes."""
+    return np.frombuffer(json.dumps(list(said)).encode(), np.uint8)
+
+
+def _said(batch: dict[str, np.ndarray], key: str) -> list:
+    """The list under a key of `_as_bytes`, taken out of the batch."""
+    found = batch.pop(key, None)
+    return [] if found is None else json.loads(found.tobytes())
 
 
 @dataclass(frozen=True)
@@ -53,9 +85,25 @@ class _Load:
     seed: int
 
     def __call__(self, position: int, index: int) -> Example:
-        epoch = position // len(self.source)
-        rng = example_rng(self.seed, int(index), epoch=epoch)
-        return self.transform(self.source[int(index)], rng)
+        epoch, skipped = position // len(self.source), []
+        for step in range(len(self.source)):
+            tried = (int(index) + step) % len(self.source)
+            rng = example_rng(self.seed, int(index), epoch=epoch)
+            try:
+                example = self.transform(self.source[tried], rng)
+            except BadExample as error:
+                skipped.append((tried, str(error)))
+                if len(skipped) > MOST_SKIPPED:
+                    break
+                continue
+            except UserError as error:  # which a process would hand on as another
+                return {ERROR: str(error)}
+            return {**example, SKIPPED: skipped} if skipped else example
+        why = (
+            f"{len(skipped)} examples one after the other cannot be used: "
+            f"{skipped[0][1]}; {skipped[-1][1]}"
+        )
+        return {ERROR: why, SKIPPED: skipped}
 
 
 class Batches:
@@ -66,9 +114,10 @@ class Batches:
     of shards or workers.
     """
 
-    def __init__(self, dataset: grain.MapDataset, *, num_workers: int):
+    def __init__(self, dataset: grain.MapDataset, *, num_workers: int, ledger: Ledger):
         self._dataset = dataset
         self._num_workers = num_workers
+        self._ledger = ledger
         self._next_batch = 0
         self._iterator = None
 
@@ -83,28 +132,17 @@ class Batches:
         if self._num_workers:
             # Workers hand over shared memory, which grain takes back when it likes.
             batch = {key: np.array(value) for key, value in batch.items()}
+        skipped, errors = _said(batch, SKIPPED), _said(batch, ERROR)
+        rows = 0 if errors else len(next(iter(batch.values())))
+        self._ledger.add(skipped, examined=rows)
+        if errors:
+            raise UserError(errors[0])
         return batch
 
     def _start(self) -> Iterator[dict[str, np.ndarray]]:
         if self._next_batch >= len(self._dataset):
             return iter(())
-        # One thread makes the next batches while the device works on this one.
-        options = grain.ReadOptions(
-            num_threads=1, prefetch_buffer_size=PREFETCH_BATCHES
-        )
-        dataset = self._dataset[self._next_batch :].to_iter_dataset(options)
-        if self._num_workers:
-            if not flags.FLAGS.is_parsed():
-                # Grain's workers ask absl for its flags, also where absl does not run
-                # the program: in a notebook, in a test.
-                flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=self._num_workers,
-                    per_worker_buffer_size=PREFETCH_BATCHES,
-                )
-            )
-        return iter(dataset)
+        return _iterate(self._dataset[self._next_batch :], self._num_workers)
 
     def get_state(self) -> dict[str, int]:
         """The number of the batch that `next` will give."""
@@ -122,6 +160,29 @@ class Batches:
         self._iterator = None
 
 
+def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator:
+    """A dataset's elements in order, prefetched by threads or by processes.
+
+    Threads hand over without a copy, and PIL decodes and resizes outside the
+    interpreter's lock; processes pay off where there are many cores.
+    """
+    threads = 1 if num_workers else READ_THREADS
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(threads, PREFETCH_BATCHES)
+    )
+    dataset = dataset.to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain's workers ask absl for its flags, also where absl does not run the
+            # program: in a notebook, in a test.
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(
+            num_workers=num_workers, per_worker_buffer_size=PREFETCH_BATCHES
+        )
+        dataset = dataset.mp_prefetch(workers)
+    return iter(dataset)
+
+
 def loader(
     source: Source,
     transform: Transform,
@@ -133,14 +194,16 @@ def loader(
     shard_index: int = 0,
     shard_count: int = 1,
     num_workers: int = 0,
+    ledger: Ledger | None = None,
 ) -> Batches:
     """Batches for training; every example once per epoch, in the module's order.
 
     batch_size: examples a batch of this shard. The last ones of `num_epochs` epochs
         that fill no batch are dropped; with None the row does not end.
     seed: of the order and of the examples' generators, in [0, 2^32).
-    num_workers: processes that load and transform; 0 is one thread in this process. The
-        batches are the same. Call `close()` when done.
+    num_workers: processes that load and transform; 0 is a few threads in this process.
+        The batches are the same. Call `close()` when done.
+    ledger: of the examples that cannot be used; without one they are only counted.
 
     Raises UserError for an empty source, a shard that does not exist, or a batch that
     all epochs together cannot fill.
@@ -169,25 +232,91 @@ def loader(
             f"{len(dataset)} examples in all"
         )
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=stack)
-    return Batches(dataset, num_workers=num_workers)
+    ledger = ledger or Ledger(len(source))
+    return Batches(dataset, num_workers=num_workers, ledger=ledger)
 
 
 def batches_once(
-    source: Source, transform: Transform, *, batch_size: int
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    ledger: Ledger | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches for evaluation: each example once, in order, drawn as seed 0, epoch 0.
 
     Every batch has batch_size rows and the key `weight`, f32 {0, 1} "b": 1 for an
-    example, 0 for the copies of the last one that fill the last batch.
+    example, 0 for the copies of the last one that fill the batch. Batch k is made of
+    the examples [k B, (k + 1) B); those that cannot be used are left out, and so is a
+    batch without any. UserError if there is none at all.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    for start in range(0, len(source), batch_size):
-        indices = range(start, min(start + batch_size, len(source)))
-        examples = [
-            transform(source[index], example_rng(0, index, epoch=0))
-            for index in indices
-        ]
-        padding = batch_size - len(examples)
-        weight = np.array([1.0] * len(examples) + [0.0] * padding, np.float32)
-        yield {**stack(examples + examples[-1:] * padding), "weight": weight}
+    ledger, given = ledger or Ledger(len(source)), 0
+    for batch in _parts(_Try(source, transform), batch_size, num_workers):
+        batch = {key: np.array(value) for key, value in batch.items()}
+        skipped, errors = _said(batch, SKIPPED), _said(batch, ERROR)
+        if errors:
+            raise UserError(errors[0])
+        used = int(batch["weight"].sum()) if batch else 0
+        ledger.add(skipped, examined=used + len(skipped))
+        if used:
+            given += used
+            yield batch
+    if len(source) and not given:
+        raise UserError(f"none of {len(source)} examples can be used: {ledger.first}")
+
+
+@dataclass(frozen=True)
+class _Try:
+    """index -> the transformed example, or what was wrong with it."""
+
+    source: Source
+    transform: Transform
+
+    def __call__(self, index: int) -> Example:
+        try:
+            rng = example_rng(0, int(index), epoch=0)
+            return self.transform(self.source[int(index)], rng)
+        except BadExample as error:
+            return {SKIPPED: [(int(index), str(error))]}
+        except UserError as error:
+            return {ERROR: str(error)}
+
+
+@dataclass(frozen=True)
+class _Pad:
+    """The usable examples of a part, filled up to batch_size, with their weights."""
+
+    batch_size: int
+
+    def __call__(self, examples: list[Example]) -> dict[str, np.ndarray]:
+        errors = [example[ERROR] for example in examples if ERROR in example]
+        if errors:
+            return {ERROR: _as_bytes(errors)}
+        good = [example for example in examples if SKIPPED not in example]
+        bad = [example for example in examples if SKIPPED in example]
+        padding = self.batch_size - len(good)
+        if not good:
+            return {SKIPPED: _as_bytes(item for e in bad for item in e[SKIPPED])}
+        batch = stack(good + good[-1:] * padding)
+        batch["weight"] = np.array([1.0] * len(good) + [0.0] * padding, np.float32)
+        if bad:
+            batch[SKIPPED] = _as_bytes(item for e in bad for item in e[SKIPPED])
+        return batch
+
+
+def _parts(load: _Try, batch_size: int, num_workers: int) -> Iterator[dict]:
+    pad, count = _Pad(batch_size), len(load.source)
+    if not num_workers:
+        for start in range(0, count, batch_size):
+            yield pad([load(i) for i in range(start, min(start + batch_size, count))])
+        return
+    dataset = grain.MapDataset.range(count).map(load).batch(batch_size, batch_fn=pad)
+    iterator = _iterate(dataset, num_workers)
+    try:
+        yield from iterator
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()

@@ -1,12 +1,14 @@
 """Random access to examples: the embedded emoji and arrays in memory.
 
 A source has `len(source)`, `source[i]` (a dict of numpy values and strings, the same at
-every call) and `fingerprint`, a hash of its content and options, by which a cache made
-from a source knows whether it still fits. Sources are picklable and cheap to copy to a
-worker. What is random belongs to `transforms.py`.
+every call; BadExample for one that cannot be used) and `fingerprint`, a hash of its
+content and options, by which a cache made from a source knows whether it still fits.
+It may have `conditions`, the keys of its examples besides "image", `num_classes`, and
+`listing`, a fingerprint that reads no picture. Sources are picklable and cheap to copy
+to a worker. What is random belongs to `transforms.py`.
 
-Images are uint8 RGBA "S S 4"; which colour lies behind them is decided by
-`transforms.Composite`.
+Images are uint8, RGBA "H W 4" or opaque "H W 3", here "S S 4"; `transforms.Composite`
+decides which colour lies behind them, `crop.Crop` what is shown.
 """
 
 import hashlib
@@ -176,6 +178,23 @@ class First:
         if not -self._count <= i < self._count:
             raise IndexError(f"example {i} of {self._count}")
         return self._source[i % self._count]
+
+    @property
+    def conditions(self) -> list[str] | None:
+        """The keys of an example besides "image", where the source says them."""
+        return getattr(self._source, "conditions", None)
+
+    @property
+    def listing(self) -> str:
+        """As `fingerprint`, of the source's listing where it has one."""
+        whole = getattr(self._source, "listing", None) or self._source.fingerprint
+        text = f"first {self._count} of {whole}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the source's labels take; 0 where it does not say."""
+        return getattr(self._source, "num_classes", 0)
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lDM_jax import image
-from lDM_jax.errors import UserError
+from lDM_jax.errors import BadExample, UserError
 
 Example = dict
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -42,6 +42,8 @@ def compose(*transforms: Transform) -> Compose:
 class Composite:
     """Lay the picture over a colour: image uint8 "H W 4" -> f32 [-1, 1] "H W 3".
 
+    An image of three channels is opaque. The generator is used all the same.
+
     x = alpha * colour + (1 - alpha) * background. The background is white, or a colour
     drawn per example, uniform over the cube of uint8 colours.
     """
@@ -57,13 +59,21 @@ class Composite:
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         pixels = image.to_float(example["image"])
-        alpha = (pixels[:, :, 3:] + 1.0) / 2.0
         behind = np.full(3, 255, np.uint8)
         if self.background == "random":
             behind = rng.integers(0, 256, 3, np.uint8)
+        if pixels.shape[2] == 3:
+            return {**example, "image": pixels}
+        alpha = (pixels[:, :, 3:] + 1.0) / 2.0
         behind = image.to_float(behind)[None, None, :]
         x = alpha * pixels[:, :, :3] + (1.0 - alpha) * behind
         return {**example, "image": x}
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 "H W 4" or "H W 3" -> uint8 "H W 3" on a white ground."""
+    laid = Composite()({"image": pixels}, None)["image"]
+    return image.to_uint8(laid)
 
 
 @dataclass(frozen=True)
@@ -93,21 +103,35 @@ class RandomFlip:
         }
         if "layout" in example:
             flipped["layout"] = [
-                (label, (max(0.0, 1.0 - (left + width)), top, width, height))
-                for label, (left, top, width, height) in example["layout"]
+                (label, mirrored(box)) for label, box in example["layout"]
             ]
+        if "crop" in example:
+            flipped["crop"] = mirrored(example["crop"])
         return {**example, **flipped}
+
+
+def mirrored(box: tuple) -> tuple:
+    """A box (left, top, width, height), in fractions, of the mirrored picture."""
+    left, top, width, height = box
+    return max(0.0, 1.0 - (left + width)), top, width, height
 
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Replace caption, a str, by tokens, i32 "n"; tokenizer: list[str] -> i32 "b n"."""
+    """Replace caption, a str, by tokens, i32 "n"; tokenizer: list[str] -> i32 "b n".
+
+    Of several "captions" one is drawn.
+    """
 
     tokenizer: Callable[[list[str]], np.ndarray]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        rest = {key: value for key, value in example.items() if key != "caption"}
-        return {**rest, "tokens": self.tokenizer([str(example["caption"])])[0]}
+        given = ("caption", "captions")
+        rest = {key: value for key, value in example.items() if key not in given}
+        caption = example["caption"]
+        if "captions" in example:
+            caption = example["captions"][rng.integers(len(example["captions"]))]
+        return {**rest, "tokens": self.tokenizer([str(caption)])[0]}
 
 
 @dataclass(frozen=True)
@@ -115,18 +139,38 @@ class TokenizeLayout:
     """Replace layout by boxes, i32 "n"; tokenizer: a `box_tokens.BoxTokenizer`.
 
     shuffle: tokenise the objects in random order, as the original does, so that a model
-    does not come to expect the largest first. `RandomFlip` comes before.
+    does not come to expect the largest first. `RandomFlip` comes before. Of more
+    objects than fit the largest are kept; "crop", if it is there, is tokenised too.
     """
 
     tokenizer: Callable[[list], np.ndarray]
     shuffle: bool = True
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        rest = {key: value for key, value in example.items() if key != "layout"}
-        layout = example["layout"]
+        rest = {k: v for k, v in example.items() if k not in ("layout", "crop")}
+        layout, most = example["layout"], getattr(self.tokenizer, "max_objects", 0)
+        if most and len(layout) > most:
+            layout = sorted(layout, key=lambda item: -item[1][2] * item[1][3])[:most]
         if self.shuffle:
             layout = [layout[i] for i in rng.permutation(len(layout))]
-        return {**rest, "boxes": self.tokenizer([layout])[0]}
+        crops = ([example["crop"]],) if "crop" in example else ()
+        return {**rest, "boxes": self.tokenizer([layout], *crops)[0]}
+
+
+@dataclass(frozen=True)
+class CheckLabels:
+    """Refuse label maps with labels beyond `count`: BadExample names the largest."""
+
+    count: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        labels = example["segmentation"]
+        if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.count:
+            raise BadExample(
+                f"a segmentation has the label {labels.max()}; config.num_classes = "
+                f"{self.count} allows 0 .. {self.count - 1}"
+            )
+        return example
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""What a latents cache saves: seconds of a training step with pictures, with moments.
+
+    python -m benchmarks.latents_cache [--config configs/emoji.py] [--steps 20]
+    python -m benchmarks.latents_cache --config configs/celebahq_ldm4.py \\
+        --batch_size 1 --steps 1
+
+The second stage of the config at full width takes `steps` updates on random batches,
+with random weights, after one that is not counted (it compiles). Batches are in memory:
+decoding of files, which a cache saves too, is not counted. The mean of the steps is
+printed as JSON, with the ratio of both.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lDM_jax import build, tasks
+from lDM_jax.config_file import read_config
+from lDM_jax.training import diffusion as stage2
+
+
+def first_stage(config):
+    """(codec, params): those of config.first_stage.path, else drawn."""
+    if config.first_stage.path:
+        return build.first_stage(config)
+    codec = build.abstract_codec(config)
+    x = jnp.zeros((1, 64, 64, 3))
+    return codec, jax.jit(codec.autoencoder.init)(jax.random.key(0), x)
+
+
+def batches(config, codec, rows: int) -> dict[str, dict]:
+    """The same conditions with pictures and with moments."""
+    rng, size = np.random.default_rng(0), config.data.size_px
+    task = tasks.get_task(config.task)
+    shapes = tasks.example_shapes(
+        task, build.tokenizer(config), rows=rows, size_px=size, factor=codec.factor
+    )
+    conditions = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+    height, width, channels = codec.latent_shape(size, size)
+    channels *= 2 if codec.autoencoder.is_kl else 1
+    moments = rng.standard_normal((rows, height, width, channels)).astype(np.float32)
+    x = rng.uniform(-1, 1, (rows, size, size, 3)).astype(np.float32)
+    return {
+        "pictures": {**conditions, "image": x},
+        "cache": {**conditions, "moments": moments},
+    }
+
+
+def seconds(config, codec, params, batch: dict, steps: int) -> float:
+    """Mean time of an update."""
+    size = config.data.size_px
+    stage = stage2.make_stage(
+        build.model(config, codec),
+        build.optimizer(config),
+        example_batch=batch,
+        latent_shape=codec.latent_shape(size, size),
+        ema_decay=config.train.ema_decay,
+        **config.loss,
+    )
+    frozen = build.frozen(config, params)
+    update = jax.jit(stage.step, donate_argnums=0)
+    state = jax.jit(stage.init)(jax.random.key(0))
+    state, scalars = update(state, frozen, batch, jax.random.key(0))
+    jax.block_until_ready(scalars)
+    started = time.perf_counter()
+    for step in range(steps):
+        state, scalars = update(state, frozen, batch, jax.random.key(step))
+        jax.block_until_ready(scalars)
+    return (time.perf_counter() - started) / steps
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/emoji.py")
+    parser.add_argument("--batch_size", type=int, default=0, help="0: the config's")
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    config = read_config(args.config, [])
+    rows = args.batch_size or config.train.batch_size
+    codec, params = first_stage(config)
+    found = {
+        name: seconds(config, codec, params, batch, args.steps)
+        for name, batch in batches(config, codec, rows).items()
+    }
+    result = {"config": args.config, "batch_size": rows, "steps": args.steps}
+    result |= {f"{name} s/step": round(value, 4) for name, value in found.items()}
+    result["speed-up"] = round(found["pictures"] / found["cache"], 3)
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""How long the random transforms take on one core, as JSON; docstrings quote it.
+
+    taskset -c 0 python -m benchmarks.transforms [--repeats 200]
+
+Milliseconds of processor time of one call, the mean over `repeats` seeds: masks and
+degradations of every kind at 256 px, crops for super-resolution of 188 to 375 px, crops
+of a 500 x 375 picture, and scenes of emoji at 64 px with the share that is covered.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from lDM_jax.data.crop import Crop
+from lDM_jax.data.degrade import Degrade, RandomCrop
+from lDM_jax.data.masks import KINDS, draw_mask
+from lDM_jax.data.scenes import SceneSource
+
+
+def milliseconds(call: Callable, repeats: int) -> float:
+    """Mean time of call(seed) after one call that is not counted."""
+    call(0)
+    started = time.process_time()
+    for seed in range(repeats):
+        call(seed)
+    return round(1e3 * (time.process_time() - started) / repeats, 2)
+
+
+def measure(repeats: int) -> dict:
+    """Every figure, by name."""
+    rng = np.random.default_rng
+    pixels = rng(0).integers(0, 256, (375, 500, 3)).astype(np.uint8)
+    x = {"image": pixels[:256, :256] / np.float32(127.5) - np.float32(1)}
+    photo = {"image": pixels / np.float32(127.5) - np.float32(1)}
+    scenes = SceneSource(size_px=64, num_scenes=max(repeats, 2))
+    covered = np.mean([(scenes[i]["segmentation"] > 0).mean() for i in range(repeats)])
+    found = {
+        f"mask {kind}": milliseconds(
+            lambda seed, kind=kind: draw_mask(kind, 256, 256, rng(seed)), repeats
+        )
+        for kind in KINDS
+    }
+    for kind in ("bicubic", "bsr", "bsr_light"):
+        found[f"degrade {kind}"] = milliseconds(
+            lambda seed, kind=kind: Degrade(kind)(x, rng(seed)), repeats
+        )
+    found["crop of 188 to 375 px"] = milliseconds(
+        lambda seed: RandomCrop(256)(photo, rng(seed)), repeats
+    )
+    for method in ("bicubic", "linear"):
+        crop = Crop(256, "random", method=method)
+        found[f"crop {method} of 500 x 375"] = milliseconds(
+            lambda seed, crop=crop: crop({"image": pixels}, rng(seed)), repeats
+        )
+    found["scene"] = milliseconds(lambda seed: scenes[seed], repeats)
+    found["scene covered"] = round(float(covered), 3)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=200)
+    repeats = parser.parse_args().repeats
+    sys.stdout.write(json.dumps({"repeats": repeats, **measure(repeats)}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

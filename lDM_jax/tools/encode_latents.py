@@ -1,0 +1,125 @@
+"""Encode a config's data set once: python -m lDM_jax.tools.encode_latents.
+
+    python -m lDM_jax.tools.encode_latents --config configs/churches_ldm8.py \\
+        --set data.path=DIR --set first_stage.path=FIRST_STAGE --out LATENTS
+    python train.py --config=configs/churches_ldm8.py --workdir=runs/churches \\
+        --config.data.source=latents --config.data.path=LATENTS \\
+        --config.first_stage.path=FIRST_STAGE
+
+Training then reads moments instead of encoding pictures. All devices of a host work,
+and all hosts that share --out (--process 0/4 ... 3/4, where JAX does not know of them).
+The same command goes on after a kill and writes the same files. Pictures that cannot be
+used are left out and listed in LATENTS/bad_examples.jsonl. A config that mirrors gets a
+mirrored copy of everything; random crops, degradations and several captions are drawn
+--draws times (once, if not said) and then stay as they are. --embeddings also stores
+what a frozen text tower makes of the captions.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from lDM_jax import build, datasets, latents
+from lDM_jax.arrays import UserError
+from lDM_jax.config_file import read_config
+from lDM_jax.data.bad_examples import Ledger
+from lDM_jax.data.latents import DTYPES, write_plan
+from lDM_jax.training.checkpoint import quiet_orbax
+
+log = logging.getLogger(__name__)
+
+
+def process_of(text: str | None) -> tuple[int, int]:
+    """ "2/4" -> (2, 4); None is what JAX says. UserError for other texts."""
+    if text is None:
+        return jax.process_index(), jax.process_count()
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError:
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise UserError(f"--process {text}: give INDEX/COUNT, such as 0/4")
+    return index, count
+
+
+def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
+    """Encode every split of `args`; see the module."""
+    if config.stage != "diffusion":
+        raise UserError("a latents cache is made for a second stage's config")
+    if config.data.source == "latents":
+        raise UserError("config.data.source is 'latents' already: give pictures")
+    latents.check_task(config)
+    codec, params = build.first_stage(config)
+    build.check_pixels(config, codec.factor)
+    splits = {name: datasets.source(config, name) for name in args.splits.split(",")}
+    options = dict(dtype=args.dtype, shard_size=args.shard_size, draws=args.draws)
+    frozen = build.frozen(config, params)
+    tower = build.tower(config) if args.embeddings else None
+    plan = latents.plan(config, frozen, splits, embeddings=args.embeddings, **options)
+    write_plan(out, plan)
+    process, most = process_of(args.process), config.data.get("max_bad_share", 1.0)
+    for name, source in splits.items():
+        tail = f".{process[0]}" if process[0] else ""
+        listed = out / name / f"bad_examples{tail}.jsonl"
+        latents.write_split(
+            out,
+            plan,
+            name,
+            source=source,
+            codec=codec,
+            params=params,
+            row=latents.copies(config, draws=args.draws, split=name),
+            tower=None if tower is None else (tower.apply, frozen["text"]),
+            batch_size=args.batch_size,
+            num_workers=config.data.num_workers,
+            ledger=Ledger(len(source), path=listed, max_share=most),
+            process=process,
+        )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        prog="python -m lDM_jax.tools.encode_latents",
+        description=__doc__.splitlines()[0],
+    )
+    main.add_argument("--config", required=True, help="file, also with :argument")
+    main.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes"
+    )
+    main.add_argument("--out", required=True, help="directory of the cache")
+    main.add_argument("--splits", default="train,validation")
+    main.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
+    main.add_argument("--draws", type=int, default=1, help="of each random transform")
+    main.add_argument(
+        "--embeddings", action="store_true", help="also of a frozen text tower"
+    )
+    main.add_argument("--batch_size", type=int, default=32, help="of this host")
+    main.add_argument("--shard_size", type=int, default=1024)
+    main.add_argument("--process", metavar="INDEX/COUNT", help="this host's share")
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
+    )
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    quiet_orbax()
+    try:
+        config = read_config(args.config, args.changes)
+        encode(config, Path(args.out), args)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"encode_latents: error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
