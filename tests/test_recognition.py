@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lDM_jax.arrays import UserError
+from lDM_jax.evaluation.prompts import draw_captions
 from lDM_jax.metrics.recognition import nearest, recognise
-from lDM_jax.tools.evaluate import draw_captions
 
 
 def test_nearest_is_the_brute_force_minimum():

@@ -1,0 +1,425 @@
+"""Feature networks with their input convention and weights: pictures -> features.
+
+    emoji             the shipped network of the embedded set; for comparing runs on it
+    inception         InceptionV3, `legacy` input: guided-diffusion, torch-fidelity
+    inception-clean   the same network, `clean` input: clean-fid
+    inception-pytorch the same network, input as pytorch-fid's
+    vgg               VGG16's second dense layer: the original precision and recall
+    dinov2            DINOv2's class token, `clean` input at 224 px: FD-DINOv2
+    clip              CLIP's image embedding of unit length, `clean` input: CMMD, and
+                      the CLIP score of texts
+
+Owns where weights come from and the way from uint8 to a network's input: resized as
+`metrics.resize` says, never rounded, then scaled. A batch always has the same rows on a
+device, and the last one is padded and cut: features do not depend on how pictures are
+batched, nor on the number of devices.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lDM_jax import perceptual, weights
+from lDM_jax.arrays import Array, UserError
+from lDM_jax.downloads import fetch
+from lDM_jax.interop import convert, names_text, torch_file
+from lDM_jax.metrics import resize
+from lDM_jax.models import emoji_features, inception, vgg16, vit
+from lDM_jax.models.clip import ClipText
+from lDM_jax.tokenizers import ClipTokenizer
+
+EMOJI_WEIGHTS = weights.ASSETS / "emoji_features.safetensors"
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d"  # the digits that its name carries
+DINOV2_URL = (
+    "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+)
+# Mean and deviation of the colours that CLIP was trained with, in [0, 1].
+CLIP_COLOURS = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
+TEXTS = 32  # in a batch of the text tower
+WITHOUT = "give another file by --weights, or compare runs with --extractor=emoji"
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A network ready to make features.
+
+    name; resize: a mode of `metrics.resize`; size_px: the network's input; digest: of
+    the weight file (SHA-256); rows: of a batch on one device; label: what figures made
+    with it are called after, "" for the plain names.
+    """
+
+    name: str
+    resize: str
+    size_px: int
+    digest: str
+    rows: int
+    label: str
+    variables: dict
+    apply: Callable[[dict, Array], dict[str, Array]]  # f32 [0, 255] -> features
+    embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None  # -> f32 "n d"
+
+    def record(self) -> dict:
+        """What two sets of features must have in common to be compared."""
+        return {
+            "extractor": self.name,
+            "weights_sha256": self.digest,
+            "resize": self.resize,
+        }
+
+    @property
+    def batch_images(self) -> int:
+        """Rows over all local devices."""
+        return self.rows * jax.local_device_count()
+
+    @functools.cached_property
+    def _placed(self):
+        """(mesh's batch sharding, variables on every local device)."""
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        whole = NamedSharding(mesh, P())
+        return NamedSharding(mesh, P("data")), jax.device_put(self.variables, whole)
+
+    @functools.cached_property
+    def _programs(self):
+        """(of equal pictures with their matrices, of pictures resized before)."""
+
+        def resized(variables, pixels, rows, columns):
+            x = pixels.astype(jnp.float32)
+            with jax.default_matmul_precision("highest"):
+                x = jnp.einsum("pw,bhwc->bhpc", columns, x)
+                x = jnp.einsum("oh,bhpc->bopc", rows, x)
+                return self.apply(variables, jnp.clip(x, 0.0, 255.0))
+
+        def ready(variables, x):
+            with jax.default_matmul_precision("highest"):
+                return self.apply(variables, x)
+
+        return jax.jit(resized), jax.jit(ready)
+
+    def features(self, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """{"pool": f32 "n d", ...} of uint8 pictures "H W 3", equal in size or not."""
+        parts = [
+            self._batch(pictures[start : start + self.batch_images])
+            for start in range(0, len(pictures), self.batch_images)
+        ]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _batch(self, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        sharding, variables = self._placed
+        resized, ready = self._programs
+        count, padding = len(pictures), self.batch_images - len(pictures)
+        shapes = {picture.shape for picture in pictures}
+        if len(shapes) == 1:
+            (height, width, _), *_ = shapes
+            stacked = np.stack([*pictures, *[pictures[-1]] * padding])
+            matrices = [
+                jnp.asarray(resize.resize_matrix(self.resize, side, self.size_px))
+                for side in (height, width)
+            ]
+            found = resized(variables, jax.device_put(stacked, sharding), *matrices)
+        else:
+            rows = [resize.resize(p, self.resize, self.size_px) for p in pictures]
+            stacked = np.stack([*rows, *[rows[-1]] * padding])
+            found = ready(variables, jax.device_put(stacked, sharding))
+        return {key: np.asarray(value)[:count] for key, value in found.items()}
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_emoji(path: str = "") -> Extractor:
+    """The shipped network."""
+    path = path or EMOJI_WEIGHTS
+    stored = torch_file.read(path)
+    tree = unflatten_dict(
+        {tuple(k.split("/")): np.asarray(v, np.float32) for k, v in stored.items()}
+    )
+    network = emoji_features.EmojiFeatures()
+    size = emoji_features.SIZE_PX
+    x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    weights.check_cover(tree, shapes, what=str(path))
+
+    def apply(variables: dict, x: Array) -> dict[str, Array]:
+        return network.apply(variables, x / 127.5 - 1.0)
+
+    digest = file_digest(path)
+    variables = {"params": tree}
+    return Extractor("emoji", "clean", size, digest, 32, "emoji", variables, apply)
+
+
+def load_inception(path: str = "", *, mode: str = "legacy") -> Extractor:
+    """InceptionV3 from the FID weights as pytorch-fid or torch-fidelity stores them."""
+    if not path:
+        options = dict(sha256_prefix=INCEPTION_SHA256, otherwise=WITHOUT)
+        path = fetch(INCEPTION_URL, **options)
+    network = inception.Inception()
+    # pytorch-fid maps [0, 1] to [-1, 1]; the original graph subtracts 128.
+    middle, reach = (127.5, 127.5) if mode == "pytorch" else (128.0, 128.0)
+
+    def apply(variables: dict, x: Array) -> dict[str, Array]:
+        return network.apply(variables, (x - middle) / reach)
+
+    return Extractor(
+        name="inception",
+        resize=mode,
+        size_px=inception.SIZE_PX,
+        digest=file_digest(path),
+        rows=16,
+        label="" if mode == "legacy" else mode,
+        variables=read_inception(path),
+        apply=apply,
+    )
+
+
+def read_inception(path: str | os.PathLike) -> dict:
+    """The variables of `Inception()`, f32. UserError for another network's file."""
+    stored = torch_file.read(path)
+    kept = {k: stored[k] for k in stored if not k.endswith("num_batches_tracked")}
+    names = {"fc.bias": convert.Entry(None, "same", (inception.CLASSES,))}
+    for place, shape in inception.inception_shapes().items():
+        layout = "same"
+        if place[-1] == "kernel":
+            layout = "conv" if len(shape) == 4 else "linear"
+        foreign = convert.to_layout(np.broadcast_to(np.False_, shape), layout).shape
+        name = ".".join([*place[:-1], place[-1].replace("kernel", "weight")])
+        names[name] = convert.Entry(place, layout, foreign, shape)
+    try:
+        return convert.from_original(kept, names)
+    except UserError as error:
+        raise UserError(f"{path} is not the InceptionV3 of FID: {error}") from None
+
+
+def load_vgg(path: str = "") -> Extractor:
+    """VGG16 from torchvision's file."""
+    if not path:
+        options = dict(sha256_prefix=perceptual.VGG16_SHA256, otherwise=WITHOUT)
+        path = fetch(perceptual.VGG16_URL, **options)
+    network = vgg16.VGG16()
+    size = vgg16.SIZE_PX
+    x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+
+    def translate(modules: tuple[str, ...]) -> tuple[str, str]:
+        return modules[0].replace("_", "."), "linear"
+
+    names = convert.make_names(network, (x,), translate)
+    try:
+        variables = convert.from_original(
+            torch_file.read(path), names, ignored=("classifier.6.",)
+        )
+    except UserError as error:
+        raise UserError(f"{path} is not torchvision's VGG16: {error}") from None
+    mean, deviation = (
+        255.0 * np.array(numbers, np.float32).reshape(1, 1, 1, 3)
+        for numbers in (vgg16.MEAN, vgg16.DEVIATION)
+    )
+
+    def apply(variables: dict, x: Array) -> dict[str, Array]:
+        return network.apply(variables, (x - mean) / deviation)
+
+    digest = file_digest(path)
+    return Extractor("vgg", "legacy", size, digest, 8, "original", variables, apply)
+
+
+def load_dinov2(path: str = "") -> Extractor:
+    """DINOv2 of patch 14 from its authors' file; the size is told by the file."""
+    if not path:
+        raise UserError(
+            "give DINOv2's weights by --weights dinov2=FILE; the field's figures are "
+            f"of {DINOV2_URL}"
+        )
+    stored, found = torch_file.read(path), {}
+    whole = {"cls_token": "class_token", "pos_embed": "positions"}
+    for name in stored:
+        if name in whole:
+            array = stored[name]
+            found[f"{whole[name]}.weight"] = array.reshape(array.shape[1:]).squeeze()
+        elif name != "mask_token":
+            found[name.replace(".gamma", ".weight")] = stored[name]
+    inside = {"qkv": "attn.qkv", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    inside |= {"scale1": "ls1", "scale2": "ls2"}
+    names = {"patches": "patch_embed.proj", "norm_last": "norm"}
+    network = vit.ViT(*extent(path, found, "blocks.", "patch_embed.proj.weight"))
+
+    def translate(modules: tuple[str, ...]) -> tuple[str, str]:
+        kind, _, rest = modules[0].partition("_")
+        if kind != "block":
+            return names.get(modules[0], modules[0]), "linear"
+        number, _, part = rest.partition("_")
+        return f"blocks.{number}.{inside.get(part, part)}", "linear"
+
+    return of_vit("dinov2", path, network, translate, found)
+
+
+def load_clip(path: str = "") -> Extractor:
+    """CLIP's image tower from a file in Hugging Face's names; told by the file."""
+    if not path:
+        raise UserError(
+            "give CLIP's weights by --weights clip=FILE, a model.safetensors of the "
+            "Hugging Face hub; CMMD is of openai/clip-vit-large-patch14-336"
+        )
+    stored = torch_file.read(path)
+    rest = ("text_", "logit_scale", "vision_model.embeddings.position_ids")
+    found = {name: stored[name] for name in stored if not name.startswith(rest)}
+    embeddings = "vision_model.embeddings"
+    if f"{embeddings}.class_embedding" in found:
+        token = found.pop(f"{embeddings}.class_embedding")
+        found[f"{embeddings}.class_embedding.weight"] = token
+    cut, places = (f"{embeddings}.{n}_embedding.weight" for n in ("patch", "position"))
+    layers = "vision_model.encoder.layers."
+    width, depth, heads = extent(path, found, layers, cut)
+    grid, patch = round((len(found[places]) - 1) ** 0.5), found[cut].shape[-1]
+    network = vit.ViT(
+        width,
+        depth,
+        heads,
+        side_px=grid * patch,
+        patch_px=patch,
+        projection=len(found.get("visual_projection.weight", ())),
+        **(vit.CLIP | {"trained_grid": grid}),
+    )
+    names = {
+        "patches": f"{embeddings}.patch_embedding",
+        "positions": f"{embeddings}.position_embedding",
+        "class_token": f"{embeddings}.class_embedding",
+        "norm_first": "vision_model.pre_layrnorm",
+        "norm_last": "vision_model.post_layernorm",
+        "projection": "visual_projection",
+    }
+    inside = {"qkv": "self_attn.qkv", "out": "self_attn.out_proj"}
+    inside |= {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    inside |= {"norm1": "layer_norm1", "norm2": "layer_norm2"}
+
+    def translate(modules: tuple[str, ...]) -> tuple[str, str]:
+        if modules[0] in names:
+            return names[modules[0]], "linear"
+        _, number, part = modules[0].split("_", 2)
+        return f"{layers}{number}.{inside[part]}", "linear"
+
+    made = of_vit("clip", path, network, translate, found)
+    if "text_projection.weight" not in stored:
+        return made
+    return dataclasses.replace(made, embed_texts=text_tower(path, stored))
+
+
+def text_tower(path: str, stored: dict) -> Callable[[Sequence[str]], np.ndarray]:
+    """Texts -> embeddings of unit length, f32 "n d", by the file's text tower."""
+    tokens = "text_model.embeddings.token_embedding.weight"
+    layers = "text_model.encoder.layers."
+    width, depth, heads = extent(path, stored, layers, tokens, axis=1)
+    vocabulary, length = len(stored[tokens]), ClipTokenizer().max_length
+    network = ClipText(
+        width,
+        depth,
+        heads,
+        projection=len(stored["text_projection.weight"]),
+        vocab_size=vocabulary,
+    )
+    skipped = ("vision_model.", "visual_projection", "logit_scale")
+    found = {name: stored[name] for name in stored if not name.startswith(skipped)}
+    found.pop("text_model.embeddings.position_ids", None)
+    names = names_text.clip_names(network)
+    try:
+        variables = convert.from_original(found, names)
+    except UserError as error:
+        raise UserError(f"{path} has no text tower of CLIP: {error}") from None
+    tokenizer = ClipTokenizer(max_length=length)
+    pooled = jax.jit(lambda v, t: network.apply(v, t, method="pooled"))
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        rows = []
+        for start in range(0, len(texts), TEXTS):
+            part = list(texts[start : start + TEXTS])
+            ids = tokenizer(part + [part[-1]] * (TEXTS - len(part)))
+            with jax.default_matmul_precision("highest"):
+                rows.append(np.asarray(pooled(variables, ids))[: len(part)])
+        found = np.concatenate(rows)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    return embed
+
+
+def extent(
+    path: str, found: dict, layers: str, first: str, axis: int = 0
+) -> tuple[int, int, int]:
+    """(width, depth, heads) of a transformer's file; heads are 64 wide.
+
+    first: the entry that has the width along `axis`.
+    """
+    if first not in found:
+        raise UserError(f"{path} is not of this kind: it has no {first}")
+    numbers = {n[len(layers) :].split(".")[0] for n in found if n.startswith(layers)}
+    width = found[first].shape[axis]
+    return width, len(numbers), max(1, width // 64)
+
+
+def of_vit(
+    name: str,
+    path: str,
+    network: vit.ViT,
+    translate: convert.Translate,
+    found: dict[str, np.ndarray],
+) -> Extractor:
+    """The extractor of a vision transformer."""
+    side = network.side_px
+    x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    names = convert.make_names(network, (x,), translate)
+    if name == "clip":
+        names = convert.split_qkv(names, "{}_proj", lambda width: 1)
+    try:
+        variables = convert.from_original(found, names)
+    except UserError as error:
+        raise UserError(f"{path} is not {name}: {error}") from None
+    numbers = CLIP_COLOURS if name == "clip" else (vgg16.MEAN, vgg16.DEVIATION)
+    mean, deviation = (
+        255.0 * np.array(values, np.float32).reshape(1, 1, 1, 3) for values in numbers
+    )
+
+    def apply(variables: dict, x: Array) -> dict[str, Array]:
+        feature = network.apply(variables, (x - mean) / deviation)
+        if name == "clip":
+            feature = feature / jnp.linalg.norm(feature, axis=1, keepdims=True)
+        return {"pool": feature}
+
+    return Extractor(name, "clean", side, file_digest(path), 8, name, variables, apply)
+
+
+EXTRACTORS: dict[str, Callable[[str], Extractor]] = {
+    "emoji": load_emoji,
+    "inception": load_inception,
+    "inception-clean": functools.partial(load_inception, mode="clean"),
+    "inception-pytorch": functools.partial(load_inception, mode="pytorch"),
+    "vgg": load_vgg,
+    "dinov2": load_dinov2,
+    "clip": load_clip,
+}
+
+
+def load_extractor(name: str, path: str = "") -> Extractor:
+    """The extractor of that name, its weights from `path`, else cache or download."""
+    if name not in EXTRACTORS:
+        raise UserError(
+            f"extractor {name!r} is unknown; valid: {', '.join(EXTRACTORS)}"
+        )
+    if path and not Path(path).expanduser().is_file():
+        raise UserError(f"no weights of {name} at {path}")
+    return EXTRACTORS[name](str(Path(path).expanduser()) if path else "")

@@ -1,0 +1,95 @@
+"""Flags that several evaluate commands share, and what follows from them."""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from lDM_jax.arrays import UserError
+from lDM_jax.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
+from lDM_jax.evaluation.figures import KINDS, Report
+
+INCEPTION = "inception"
+
+
+def add_extractors(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """--extractor, --weights."""
+    parser.add_argument(
+        "--extractor",
+        action="append",
+        choices=tuple(EXTRACTORS),
+        help=f"feature network, may be repeated (default: {default or 'none'})",
+    )
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="an extractor's weights; else the cache or a download",
+    )
+    parser.set_defaults(default_extractor=default)
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """--figures, --bootstrap, --work."""
+    parser.add_argument(
+        "--figures", nargs="+", choices=KINDS, default=KINDS, help="default: all"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=20, help="replicates of the intervals"
+    )
+    add_work(parser)
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """--work."""
+    parser.add_argument(
+        "--work",
+        help="folder that keeps features: a stopped run continues from it, and hosts "
+        "share it (default: a temporary one)",
+    )
+
+
+def extractors(args: argparse.Namespace) -> list[Extractor]:
+    """The extractors asked for, each once. UserError for malformed --weights."""
+    paths = {}
+    for text in args.weights:
+        name, equals, path = text.partition("=")
+        if not equals or name not in EXTRACTORS:
+            raise UserError(
+                f"--weights={text}: give NAME=FILE, NAME one of {', '.join(EXTRACTORS)}"
+            )
+        paths[name] = path
+    default = [args.default_extractor] if args.default_extractor else []
+    names = dict.fromkeys(args.extractor or default)
+    return [load_extractor(name, paths.get(name, "")) for name in names]
+
+
+@contextlib.contextmanager
+def work_folder(args: argparse.Namespace) -> Iterator[Path]:
+    """--work, or a temporary folder that is removed."""
+    if args.work:
+        yield Path(args.work).expanduser()
+        return
+    if jax.process_count() > 1:
+        raise UserError("several hosts need --work, a folder that all of them see")
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts pictures."""
+    with tqdm(desc=title, unit="img", disable=None) as bar:
+        yield lambda count: bar.update(count) and None
+
+
+def warn(report: Report) -> None:
+    """Print the warnings, one a line."""
+    for text in report.warnings:
+        sys.stderr.write(f"evaluate: warning: {text}\n")

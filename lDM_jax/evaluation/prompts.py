@@ -1,0 +1,93 @@
+"""evaluate prompts: do samples show what their captions say? (recognition)
+
+Needs a model of captioned emoji; `metrics.recognition` is the judge.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from lDM_jax import image
+from lDM_jax.arrays import UserError
+from lDM_jax.data import sources
+from lDM_jax.data.transforms import Composite
+from lDM_jax.metrics.recognition import recognise
+from lDM_jax.pipeline import Pipeline
+
+DRAWS = ("captions", "subgroups")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument("--model", required=True, help="shipped name or directory")
+    parser.add_argument("--captions", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=8, help="samples a caption")
+    parser.add_argument("--draw", choices=DRAWS, default="captions")
+    parser.add_argument("--draw_seed", type=int, default=0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sampler")
+    parser.add_argument("--out", help="directory for a picture sheet")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Share of samples whose nearest training picture has the prompt's subgroup."""
+    pipe = Pipeline.load(args.model)
+    source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
+    chosen = draw_captions(source, args.captions, draw=args.draw, seed=args.draw_seed)
+    captions = [source.captions[i] for i in chosen]
+    options = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
+    pictures = pipe.sample(prompt=captions, seeds=range(args.seeds), **options)
+    references = training_pictures(source)
+    result = recognise(
+        pictures,
+        np.repeat(source.labels[chosen], args.seeds),
+        references=references,
+        labels=source.labels,
+    )
+    if args.out:
+        out = Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        rows = pictures.reshape(len(chosen), args.seeds, *pictures.shape[1:])
+        rows = np.concatenate([references[chosen][:, None], rows], axis=1)
+        sheet = image.grid(rows.reshape(-1, *rows.shape[2:]), columns=args.seeds + 1)
+        image.write_png(out / "prompts.png", sheet)
+    request = pipe.resolved_defaults(**options)
+    return {
+        "metric": "prompt_accuracy",
+        "model": args.model,
+        "accuracy": round(result.accuracy, 4),
+        "chance": round(result.chance, 4),
+        "captions": args.captions,
+        "seeds": args.seeds,
+        "draw": args.draw,
+        "draw_seed": args.draw_seed,
+        **request,
+    }
+
+
+def draw_captions(
+    source: sources.EmojiSource, count: int, *, draw: str, seed: int
+) -> np.ndarray:
+    """Indices of `count` training captions.
+
+    "captions": uniformly among all captions, without replacement. "subgroups": first
+    `count` distinct subgroups, then one caption of each.
+    """
+    rng = np.random.default_rng(seed)
+    if draw == "captions":
+        return rng.choice(len(source), count, replace=False)
+    labels = source.labels
+    present = np.unique(labels)
+    if count > len(present):
+        raise UserError(f"--captions={count}: there are {len(present)} subgroups")
+    chosen = rng.choice(present, count, replace=False)
+    return np.array([rng.choice(np.flatnonzero(labels == label)) for label in chosen])
+
+
+def training_pictures(source: sources.EmojiSource) -> np.ndarray:
+    """All pictures of a source on white, uint8 "m S S 3"."""
+    lay, rng = Composite(), np.random.default_rng(0)
+    rows = [lay(source[i], rng)["image"] for i in range(len(source))]
+    return image.to_uint8(np.stack(rows))

@@ -1,0 +1,233 @@
+"""evaluate task: does a model do what its task asks? On held-out pictures.
+
+super_resolution, inpaint   PSNR and SSIM beside the simple ways: bicubic, and the mean
+                            of what is known (of the hole alone: psnr_hole)
+layout, semantic            the share of objects that are recognised where they were
+                            asked for (`metrics.objects`), and of the real pictures
+class                       the share of samples recognised as of their class
+
+The first two kinds work with any data; objects and classes are those of the emoji.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from lDM_jax import datasets, image
+from lDM_jax.arrays import UserError
+from lDM_jax.data import pipeline as data_pipeline
+from lDM_jax.data.scenes import DARKEST, trim
+from lDM_jax.data.sources import EmojiSource
+from lDM_jax.evaluation.prompts import training_pictures
+from lDM_jax.metrics import objects
+from lDM_jax.metrics.recognition import recognise
+from lDM_jax.metrics.reconstruction import psnr, ssim
+from lDM_jax.pipeline import BATCH, Pipeline
+from lDM_jax.requests import Request
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument("--model", required=True, help="shipped name or directory")
+    parser.add_argument("--num", type=int, default=64, help="pictures to draw")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sampler")
+    parser.add_argument("--out", help="directory for a sheet: asked, drawn, true")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Figures of a model's task on held-out pictures, beside simple baselines."""
+    pipe = Pipeline.load(args.model)
+    kind = KINDS.get(pipe.task.name)
+    if kind is None:
+        raise UserError(
+            f"task {pipe.task.name!r} has no figure of its own; valid: "
+            f"{', '.join(KINDS)}; others: evaluate prompts, evaluate generate"
+        )
+    options = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
+    figures, shown = kind(pipe, args, options)
+    if args.out:
+        out = Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        rows = [pictures[:BATCH] for pictures in shown]
+        sheet = image.grid(np.concatenate(rows), columns=len(rows[0]))
+        image.write_png(out / f"{pipe.task.name}.png", sheet)
+    return {
+        "metric": "task",
+        "task": pipe.task.name,
+        "model": args.model,
+        "pictures": args.num,
+        **{name: round(float(value), 4) for name, value in figures.items()},
+        **pipe.resolved_defaults(**options),
+    }
+
+
+def draw(pipe: Pipeline, fields: list[dict], options: dict) -> np.ndarray:
+    """One picture a dict of request fields, with the seeds 0, 1, ..: uint8."""
+    wanted = [
+        pipe.resolved(Request(seeds=(seed,), **one, **options))
+        for seed, one in enumerate(fields)
+    ]
+    parts = []
+    for start in range(0, len(wanted), BATCH):
+        batch = wanted[start : start + BATCH]
+        padded = batch + [batch[-1]] * (BATCH - len(batch))
+        parts.append(pipe.each(padded)[: len(batch)])
+    return np.concatenate(parts)
+
+
+def held_out(pipe: Pipeline, args: argparse.Namespace) -> dict:
+    """The first pictures of a split, through the config's own transform."""
+    source = datasets.source(pipe.config, args.split)
+    if len(source) < args.num:
+        raise UserError(f"--num={args.num}: {args.split} has {len(source)} pictures")
+    row, parts, count = datasets.transform(pipe.config, args.split), [], 0
+    for batch in data_pipeline.batches_once(source, row, batch_size=BATCH):
+        real = batch.pop("weight") > 0
+        parts.append({name: value[real] for name, value in batch.items()})
+        count += len(parts[-1]["image"])
+        if count >= args.num:
+            break
+    names = parts[0]
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return {name: value[: args.num] for name, value in rows.items()}
+
+
+def super_resolution(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+    """PSNR and SSIM of enlarged pictures, and of PIL's bicubic enlargement."""
+    rows = held_out(pipe, args)
+    x, small = image.to_uint8(rows["image"]), image.to_uint8(rows["low_res"])
+    found = draw(pipe, [{"image": one} for one in small], options)
+    height, width = x.shape[1:3]
+    plain = np.stack([image.resample(one, height, width) for one in small])
+    return compared(found, x) | compared(plain, x, "_bicubic"), [plain, found, x]
+
+
+def inpaint(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+    """PSNR and SSIM of completed pictures, and with the mean colour in the holes."""
+    rows = held_out(pipe, args)
+    x, mask = image.to_uint8(rows["image"]), rows["mask"][..., 0] > 0
+    fields = [
+        {"image": picture, "mask": hole.astype(np.uint8)}
+        for picture, hole in zip(x, mask, strict=True)
+    ]
+    found, plain = draw(pipe, fields, options), x.copy()
+    for picture, hole in zip(plain, mask, strict=True):
+        picture[hole] = picture[~hole].mean(axis=0).round() if (~hole).any() else 128
+    holes = np.where(mask[..., None], np.uint8(128), x)
+    figures = {
+        "psnr_hole": psnr_inside(found, x, mask),
+        "psnr_hole_mean_fill": psnr_inside(plain, x, mask),
+        "hole": mask.mean(),
+    }
+    figures |= compared(found, x) | compared(plain, x, "_mean_fill")
+    return figures, [holes, plain, found, x]
+
+
+def compared(x_hat: np.ndarray, x: np.ndarray, suffix: str = "") -> dict:
+    """Means of PSNR (dB) and SSIM."""
+    return {
+        f"psnr{suffix}": psnr(x_hat, x).mean(),
+        f"ssim{suffix}": ssim(x_hat, x).mean(),
+    }
+
+
+def psnr_inside(x_hat: np.ndarray, x: np.ndarray, mask: np.ndarray) -> float:
+    """PSNR of all masked pixels of all pictures together."""
+    difference = x_hat[mask].astype(np.float64) - x[mask]
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(255**2 / np.mean(difference**2)))
+
+
+def layout(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+    """The share of objects recognised in their boxes."""
+    return drawn_objects(pipe, args, options, "layout")
+
+
+def semantic(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+    """The share of objects recognised where the label map has them."""
+    return drawn_objects(pipe, args, options, "segmentation")
+
+
+def drawn_objects(pipe: Pipeline, args, options: dict, key: str) -> tuple[dict, list]:
+    """Figures of pictures drawn from the layouts or label maps of held-out scenes."""
+    source = datasets.source(pipe.config, args.split)
+    if pipe.config.data.source != "scenes":
+        raise UserError("objects are recognised in scenes of emoji only")
+    examples = [source[i] for i in range(args.num)]
+    found = draw(pipe, [{key: one[key]} for one in examples], options)
+    library = EmojiSource(split="train", size_px=136)
+    ground = (DARKEST + 255) // 2
+    pictures = [trim(library[i]["image"]) for i in range(len(library))]
+    judge = dict(
+        references=objects.on_colour(pictures, ground), labels=library.group_labels
+    )
+    layouts = [one["layout"] for one in examples]
+    real = np.stack([one["image"][:, :, :3] for one in examples])
+    figures = {
+        "accuracy": objects.accuracy(found, layouts, **judge),
+        "accuracy_real": objects.accuracy(real, layouts, **judge),
+        "chance": 1 / len(library.groups),
+        "objects": sum(map(len, layouts)),
+    }
+    shown = np.stack([drawn_condition(one, key) for one in examples])
+    return figures, [shown, found, real]
+
+
+# Ten colours that are easily told apart, the background's first.
+PALETTE = np.array(
+    [
+        (255, 255, 255),
+        (31, 119, 180),
+        (255, 127, 14),
+        (44, 160, 44),
+        (214, 39, 40),
+        (148, 103, 189),
+        (140, 86, 75),
+        (227, 119, 194),
+        (127, 127, 127),
+        (188, 189, 34),
+    ],
+    np.uint8,
+)
+
+
+def drawn_condition(example: dict, key: str) -> np.ndarray:
+    """A layout's boxes or a label map in colours, uint8 "H W 3"."""
+    if key == "segmentation":
+        return PALETTE[example["segmentation"] % len(PALETTE)]
+    height, width, _ = example["image"].shape
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    for label, (left, top, w, h) in example["layout"]:
+        x0, x1 = round(left * width), min(width, round((left + w) * width))
+        y0, y1 = round(top * height), min(height, round((top + h) * height))
+        sheet[y0:y1, x0:x1] = PALETTE[1 + label % (len(PALETTE) - 1)]
+    return sheet
+
+
+def classes(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+    """The share of samples, of classes in turn, whose nearest picture has the class."""
+    source = EmojiSource(split="train", size_px=pipe.config.data.size_px)
+    if pipe.config.num_classes != len(source.subgroups):
+        raise UserError("classes are recognised among the emoji's subgroups only")
+    # in an order that is not the alphabet's, so that few pictures are varied too
+    order = np.random.default_rng(0).permutation(np.unique(source.labels))
+    labels = np.resize(order, args.num)
+    found = draw(pipe, [{"label": int(label)} for label in labels], options)
+    references = training_pictures(source)
+    result = recognise(found, labels, references=references, labels=source.labels)
+    first = [np.flatnonzero(source.labels == label)[0] for label in labels]
+    figures = {"accuracy": result.accuracy, "chance": result.chance}
+    return figures, [references[first], found, references[result.nearest]]
+
+
+KINDS = {
+    "super_resolution": super_resolution,
+    "inpaint": inpaint,
+    "layout": layout,
+    "semantic": semantic,
+    "class": classes,
+}
