@@ -12,15 +12,14 @@ tasks, data/            conditioning by task; sources, transforms, grain pipelin
 training/               state, optimiser, sharding, checkpoints, both stages, the loop
 metrics/                figures of merit
 downloads, perceptual   files fetched on first use; the weights of LPIPS
-build, experiment       config -> objects; objects -> what the loop trains
+config_file, build      config from its file; config -> objects
+datasets, latents       config -> data; data encoded once
+experiment              objects -> what the loop trains
 summary, flops          what --dry_run prints
-torch_pickle, torch_file, weights
-                        files of weights, read without executing anything
-names*, convert         other programs' parameters by name, exact cover
-checked, architectures* other programs' settings
-from_*, export_*, conversion
-                        whole models from and to other programs
+weights                 a weights directory: safetensors beside its config
+interop/                weights of other programs, from and to ours
 bulk                    many pictures into one file
 requests, pipeline      what is asked for; sampling, for people and programs
+evaluation/             pictures -> figures; the commands of tools/evaluate
 tools/                  python -m lDM_jax.tools.<name>
 """

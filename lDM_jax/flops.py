@@ -13,7 +13,7 @@ the holes of a dilated input, as compilers for matrix units run them.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -81,3 +81,22 @@ PRIMITIVES = {
     "conv_general_dilated": _convolution,
     "dot_product_attention_fwd_wrapper": _fused_attention,
 }
+
+# Dense bf16 operations a second of one device, as vendors publish them.
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_of(devices: Sequence[Any]) -> float:
+    """Operations a second of all these devices; 0 where their kind is not known."""
+    kind = devices[0].device_kind
+    names = [name for name in PEAKS if kind.startswith(name)]
+    return len(devices) * PEAKS[max(names, key=len)] if names else 0.0

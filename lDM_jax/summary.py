@@ -27,7 +27,7 @@ from lDM_jax.arrays import UserError
 from lDM_jax.codec import Codec
 from lDM_jax.models.autoencoder import Identity
 from lDM_jax.models.lpips import LPIPS
-from lDM_jax.training.sharding import state_sharding
+from lDM_jax.training.sharding import sharding_table, state_sharding
 from lDM_jax.training.state import TrainState
 
 WIDTH = 88
@@ -50,8 +50,7 @@ class Figures:
 
 def summary(config: ConfigDict) -> str:
     """The text of `--dry_run`. Raises UserError exactly where training would."""
-    kinds = {"autoencoder": autoencoder_figures, "diffusion": diffusion_figures}
-    figures = build.lookup(kinds, config.stage, "config.stage")(config)
+    figures = figures_of(config)
     count = size(figures.state.params)
     return "\n".join(
         [
@@ -66,9 +65,27 @@ def summary(config: ConfigDict) -> str:
             "",
             *figures.shape_lines,
             *memory_lines(config, figures),
+            *sharding_lines(config, figures),
             *flops_lines(figures.passes),
         ]
     )
+
+
+def figures_of(config: ConfigDict) -> Figures:
+    """The figures of either stage."""
+    kinds = {
+        "autoencoder": autoencoder_figures,
+        "diffusion": diffusion_figures,
+        "classifier": classifier_figures,
+    }
+    return build.lookup(kinds, config.stage, "config.stage")(config)
+
+
+def training_flops(config: ConfigDict, devices: Any) -> float:
+    """Training FLOPs of one image; 0 where the devices' peak is not known anyway."""
+    if not flops.peak_of(list(devices)):
+        return 0.0
+    return float(sum(times * count for _, times, count in figures_of(config).passes))
 
 
 def autoencoder_figures(config: ConfigDict) -> Figures:
@@ -160,6 +177,30 @@ def diffusion_figures(config: ConfigDict) -> Figures:
     )
 
 
+def classifier_figures(config: ConfigDict) -> Figures:
+    """The classifier of noisy latents, and the first stage."""
+    codec, network = build.abstract_codec(config), build.classifier(config)
+    build.check_pixels(config, codec.factor)
+    side, batch_size = config.data.size_px, config.train.batch_size
+    z = floats(1, *codec.latent_shape(side, side))
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(network.init, random_key(), z, t)
+    image = floats(1, side, side, 3)
+    first_stage = codec_params(codec, image)
+    encode = flops.count(codec.moments, first_stage, image)
+    encoded = int(not config.data.cache_latents)
+    passes = [
+        ("classifier", 3, flops.count(network.apply, params, z, t)),
+        ("first stage's encoder", encoded, encode),
+    ]
+    return Figures(
+        [f"latents {rows(batch_size, z)} -> {config.num_classes} classes"],
+        state=train_state(params, build.optimizer(config)),
+        frozen={"first stage": first_stage} if size(first_stage) else {},
+        passes=[entry for entry in passes if entry[1] * entry[2]],
+    )
+
+
 def codec_params(codec: Codec, image: Any) -> dict:
     """The first stage's abstract parameters; none for pixels."""
     if isinstance(codec.autoencoder, Identity):
@@ -247,6 +288,14 @@ def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
         f"memory a device without activations: {total} GiB (state over fsdp={pieces})",
         *textwrap.wrap(shown, WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
+
+
+def sharding_lines(config: ConfigDict, figures: Figures) -> list[str]:
+    """Which rule splits how much of the state; nothing on a mesh that splits none."""
+    mesh = planned_mesh(config.mesh)
+    if mesh.shape["fsdp"] * mesh.shape.get("tensor", 1) == 1:
+        return []
+    return sharding_table(mesh, figures.state)
 
 
 def planned_mesh(section: ConfigDict) -> AbstractMesh:

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved, what a damaged or full disk may do, where arrays live."""
 
 import errno
+import json
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from lDM_jax.arrays import UserError
 from lDM_jax.training import loop
 from lDM_jax.training.checkpoint import (
     Checkpoints,
+    Keep,
     checksums,
     in_one_line,
     load_ema,
@@ -99,18 +101,48 @@ def restore(workdir, mesh):
 
 
 def test_newest_comes_back_bit_for_bit_with_its_data_position(saved, mesh):
-    state, iterator, step = restore(saved, mesh)
+    state, iterator, guard, step = restore(saved, mesh)
     assert as_bytes(state) == as_bytes(state_of(20))
-    assert (iterator, step) == ({"next": 20}, 20)
+    assert (iterator, guard, step) == ({"next": 20}, None, 20)
     assert list((saved / "checkpoints" / "20" / "config").iterdir())
 
 
-def test_only_the_newest_stay(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (1, 2, 3):
-        checkpoints.save(step, state_of(step), {}, CONFIG)
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        (Keep(2), [5, 6]),
+        (Keep(1, every_steps=3), [3, 6]),
+        # held out: 5, 1, -, nan, 2, 9
+        (Keep(1, best=2, metric="psnr"), [2, 5, 6]),
+        (Keep(1, best=1, metric="psnr", mode="max"), [6]),
+        (Keep(1, every_steps=4, best=1, metric="psnr"), [2, 4, 6]),
+    ],
+)
+def test_what_stays(keep, left, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    values = {1: 5.0, 2: 1.0, 4: math.nan, 5: 2.0, 6: 9.0}
+    for step in range(1, 7):
+        metrics = {"psnr": values[step]} if step in values else None
+        state = {"w": jnp.full((4,), float(step))}
+        checkpoints.save(step, state, {}, CONFIG, metrics=metrics)
+        if step == 4:  # the metrics of the first ones come back from the disk
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path, keep=keep)
     checkpoints.close()
-    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.steps() == left
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(latest=0), "keep_checkpoints = 0"),
+        (dict(best=-1), "keep_best = -1"),
+        (dict(mode="least"), "'min', 'max'"),
+    ],
+)
+def test_impossible_rules_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Keep(**wrong)
 
 
 def test_a_state_may_be_donated_while_it_is_written(tmp_path, mesh):
@@ -133,7 +165,7 @@ def test_a_damaged_newest_checkpoint_falls_back(damage, saved, mesh, caplog):
     damage(numbers_file(saved, 20))
     ema = load_ema(saved)
     assert (saved / "checkpoints" / "20").is_dir()  # reading moves nothing
-    state, iterator, step = restore(saved, mesh)
+    state, iterator, _, step = restore(saved, mesh)
     assert as_bytes(state) == as_bytes(state_of(10))
     assert as_bytes(ema) == as_bytes(state_of(10).ema)
     assert (iterator, step) == ({"next": 10}, 10)
@@ -154,14 +186,14 @@ def test_no_whole_checkpoint_is_no_reason_to_start_again(saved, mesh):
 def test_a_checkpoint_from_before_checksums_is_accepted(saved, mesh):
     for item in ("checksums", "config"):
         shutil.rmtree(saved / "checkpoints" / "20" / item)
-    assert restore(saved, mesh)[2] == 20
+    assert restore(saved, mesh).step == 20
     assert as_bytes(load_state(saved)["params"]) == as_bytes(state_of(20).params)
 
 
 def test_what_a_killed_save_left_behind_is_removed(saved, mesh):
     rest = saved / "checkpoints" / "30.orbax-checkpoint-tmp" / "state"
     rest.mkdir(parents=True)
-    assert restore(saved, mesh)[2] == 20
+    assert restore(saved, mesh).step == 20
     assert sorted(os.listdir(saved / "checkpoints")) == ["10", "20"]
 
 
@@ -174,7 +206,7 @@ def test_a_checksum_sums_words_and_changes_with_any_bit():
 
 def test_large_arrays_are_split_and_restore_on_another_mesh(saved, mesh):
     split = make_mesh(data=2, fsdp=4)
-    state, _, _ = restore(saved, split)
+    state = restore(saved, split).state
     assert state.params["w"].sharding.spec == P(None, "fsdp")
     assert state.params["b"].sharding.spec == P()
     assert state.params["w"].addressable_shards[0].data.shape == (64, 256)
@@ -255,7 +287,7 @@ def test_a_failed_background_write_surfaces_in_one_line(surfaces_in, tmp_path, m
     text = str(error.value)
     assert "\n" not in text and "whole checkpoint is intact" in text
     checkpoints.close()
-    state, _, step = restore(tmp_path, mesh)
+    state, _, _, step = restore(tmp_path, mesh)
     assert step == 1 and as_bytes(state) == as_bytes(state_of(1))
 
 
@@ -271,7 +303,7 @@ def run_here(workdir, **changes):
     return loop.run(experiment, str(workdir), mesh=make_mesh())
 
 
-def test_a_signal_does_not_save_a_state_whose_loss_is_nan(tmp_path, monkeypatch):
+def test_a_signal_at_a_bad_loss_saves_the_state_before(tmp_path, monkeypatch):
     fetch = toy_run.Rows.__next__
 
     def fetch_and_stop(self):
@@ -280,9 +312,14 @@ def test_a_signal_does_not_save_a_state_whose_loss_is_nan(tmp_path, monkeypatch)
         return fetch(self)
 
     monkeypatch.setattr(toy_run.Rows, "__next__", fetch_and_stop)
-    with pytest.raises(UserError, match="nan between steps 10 and 14"):
-        run_here(tmp_path, nan_at_step=14, log_every_steps=50)
-    assert os.listdir(tmp_path / "checkpoints") == ["10"]
+    run_here(tmp_path, nan_at_step=14, log_every_steps=50)
+    state = load_state(tmp_path)
+    assert (
+        int(state["step"]) == 14
+        and sorted(os.listdir(tmp_path / "checkpoints"))[-1] == "14"
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert int(state["opt_state"][0]["count"]) == 13  # updates that happened
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -296,6 +333,34 @@ def test_speed_is_measured_also_at_steps_that_look(tmp_path, caplog):
         run_here(tmp_path, num_steps=20, eval_every_steps=10, checkpoint_every_steps=15)
     lines = [r.message for r in caplog.records if r.message.startswith("step")]
     assert len(lines) == 2 and not [line for line in lines if " 0.00 it/s" in line]
+
+
+def test_the_best_checkpoint_by_an_evaluation_stays(tmp_path):
+    """Past the minimum of a rate that is too large nothing gets better than the start,
+    so that the best of the run is not among its newest."""
+    run_here(
+        tmp_path,
+        num_steps=50,
+        eval_every_steps=10,
+        keep_checkpoints=1,
+        keep_best=1,
+    )
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    values = {r["step"]: r["eval_distance"] for r in records if "eval_distance" in r}
+    best = min(values, key=values.get)
+    assert sorted(values) == [10, 20, 30, 40, 50]
+    kept = sorted(int(name) for name in os.listdir(tmp_path / "checkpoints"))
+    assert kept == sorted({best, 50})
+
+
+def test_best_needs_a_measured_metric(tmp_path):
+    with pytest.raises(UserError, match="'fid' is not measured; valid: distance"):
+        run_here(
+            tmp_path, num_steps=10, eval_every_steps=5, keep_best=1, best_metric="fid"
+        )
+    with pytest.raises(UserError, match="needs eval_every_steps above 0"):
+        run_here(tmp_path / "b", num_steps=10, keep_best=1)
 
 
 def test_a_batch_that_does_not_split_is_refused_before_anything_is_made(tmp_path, mesh):

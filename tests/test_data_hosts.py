@@ -46,8 +46,7 @@ class Hosts:
         for _ in range(batches):
             parts = [next(each) for each in self.loaders]
             for key, row in rows.items():
-                both = np.stack([part[key] for part in parts], axis=1)
-                row += both.ravel().tolist()
+                row += np.concatenate([part[key] for part in parts]).tolist()
         return rows["index"], rows["draw"]
 
     def close(self):

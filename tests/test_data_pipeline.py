@@ -44,8 +44,7 @@ def row(count, *, batch_size, shards, batches, **options):
             shard_count=shards,
             **options,
         )
-        read = [next(iterator)["index"] for _ in range(batches)]
-        parts.append(np.concatenate(read))
+        parts.append([next(iterator)["index"] for _ in range(batches)])
         iterator.close()
     return np.stack(parts, axis=1).reshape(-1)
 
@@ -90,7 +89,7 @@ def test_generator_of_an_example_is_that_of_seed_index_and_epoch(shards):
     )
     for number in range(6):
         batch = next(iterator)
-        positions = shards * (4 * number + np.arange(4))
+        positions = shards * 4 * number + np.arange(4)
         for index, value, epoch in zip(
             batch["index"], batch["draw"], positions // 10, strict=True
         ):
@@ -177,7 +176,7 @@ def test_loader_errors_name_the_value():
         loader(numbers(4), draw, batch_size=1, seed=0, shard_index=2, shard_count=2)
     with pytest.raises(UserError, match="no examples"):
         loader(numbers(0), draw, batch_size=1, seed=0)
-    with pytest.raises(UserError, match="has 4 examples in all"):
+    with pytest.raises(UserError, match="there are 4 examples in all"):
         loader(numbers(4), draw, batch_size=5, seed=0, num_epochs=1)
 
 

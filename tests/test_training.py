@@ -10,12 +10,7 @@ import pytest
 from lDM_jax import build, experiment, losses, rng
 from lDM_jax.arrays import UserError
 from lDM_jax.training.optim import make_optimizer, make_schedule
-from lDM_jax.training.sharding import (
-    batch_sharding,
-    make_mesh,
-    put_batch,
-    state_sharding,
-)
+from lDM_jax.training.sharding import make_mesh
 from lDM_jax.training.state import ema_update
 
 
@@ -78,39 +73,6 @@ def test_the_denoiser_trains_its_text_transformer_and_averages_it():
             start.params["conditioner"],
         )
         assert min(jax.tree.leaves(moved)) > 0
-
-
-def test_eight_devices_compute_what_one_computes():
-    made = make("emoji", train__batch_size=8)
-    stage, batch = made.stage, next(made.iterator)
-    made.iterator.close()
-    key = jax.random.key(3)
-    start = jax.jit(stage.init)(jax.random.key(0))
-    alone, scalars = jax.jit(stage.step)(start, made.frozen, batch, key)
-    for sizes in ((8, 1), (2, 4)):
-        mesh = make_mesh(*sizes)
-        shardings = state_sharding(mesh, jax.eval_shape(lambda: start))
-        step = jax.jit(
-            stage.step,
-            in_shardings=(shardings, None, batch_sharding(mesh), None),
-            out_shardings=(shardings, None),
-        )
-        state = jax.device_put(start, shardings)
-        spread, spread_scalars = step(state, made.frozen, put_batch(mesh, batch), key)
-        for name in scalars:
-            assert float(spread_scalars[name]) == pytest.approx(
-                float(scalars[name]), rel=1e-5
-            )
-        # Adam divides by sqrt(v): where a gradient is rounding noise, so is its sign,
-        # so the gradients' first moments are compared instead of the parameters
-        a, b = (
-            np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.opt_state[1].mu)])
-            for s in (alone, spread)
-        )
-        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(a)
-    assert any(
-        not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread.params)
-    )
 
 
 def test_ema_warms_up_as_the_original_and_ends_at_its_decay():

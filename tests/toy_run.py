@@ -2,7 +2,8 @@
 
     python tests/toy_run.py WORKDIR KEY=VALUE...
 
-Prints nothing but the loop's log; exits as train.py does.
+Prints nothing but the loop's log; exits as train.py does. With JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID it is one of several processes.
 """
 
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lDM_jax.arrays import UserError
-from lDM_jax.training import loop
+from lDM_jax.training import distributed, loop
 from lDM_jax.training.checkpoint import quiet_orbax
 from lDM_jax.training.optim import make_optimizer
 from lDM_jax.training.sharding import make_mesh
@@ -30,17 +31,20 @@ WIDTH = 6
 
 
 class Rows:
-    """Batch k is a function of k; the state is k."""
+    """Batch k is a function of k; the state is k. Every process has its rows of it."""
 
     def __init__(self, batch_size: int, delay_secs: float):
         self.next, self.batch_size, self.delay_secs = 0, batch_size, delay_secs
+        own = batch_size // jax.process_count()
+        self.own = slice(own * jax.process_index(), own * (jax.process_index() + 1))
 
     def __next__(self):
         rng = np.random.default_rng(self.next)
         self.next += 1
         time.sleep(self.delay_secs)
         x = rng.standard_normal((self.batch_size, WIDTH)).astype(np.float32)
-        return {"x": x, "y": x @ np.arange(WIDTH, dtype=np.float32)}
+        y = x @ np.arange(WIDTH, dtype=np.float32)
+        return {"x": x[self.own], "y": y[self.own]}
 
     def get_state(self):
         return {"next": self.next}
@@ -59,10 +63,18 @@ def config(**changes) -> ConfigDict:
         eval_every_steps=0,
         checkpoint_every_steps=10,
         keep_checkpoints=3,
+        keep_every_steps=0,
+        keep_best=0,
+        best_metric="distance",
+        best_mode="min",
+        accumulate_steps=1,
+        max_skipped_steps=5,
+        skip_spike_sigmas=0.0,
     )
     train.update({k: v for k, v in changes.items() if k in train})
     rest = {k: v for k, v in changes.items() if k not in train}
-    base = {"delay_secs": 0.0, "nan_at_step": -1, "rate": 0.03}
+    base = {"delay_secs": 0.0, "nan_at_step": -1, "nan_steps": 1, "rate": 0.03}
+    base |= {"ballast": 0, "fsdp": 1}
     return ConfigDict({"seed": 0, "train": train, **base, **rest})
 
 
@@ -72,6 +84,8 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
 
     def init(key):
         params = {"w": jax.random.normal(key, (WIDTH,)), "b": jnp.zeros(())}
+        if settings.ballast:  # numbers that take time to write
+            params["ballast"] = jax.random.normal(key, (settings.ballast,))
         return TrainState.create(params, optimizer)
 
     def step(state, frozen, batch, key):
@@ -84,7 +98,9 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         ema = ema_update(state.ema, params, 0.9, state.step + 1)
-        value = jnp.where(state.step + 1 == settings.nan_at_step, jnp.nan, value)
+        since = state.step + 1 - settings.nan_at_step
+        bad = (settings.nan_at_step >= 0) & (since >= 0) & (since < settings.nan_steps)
+        value = jnp.where(bad, jnp.nan, value)
         state = TrainState(state.step + 1, params, ema, opt_state)
         return state, {"loss": value, "gnorm": jnp.abs(grads["b"])}
 
@@ -92,7 +108,8 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
         return {"toy": np.full((4, 4, 3), 128, np.uint8)}
 
     def evaluate(state, frozen, batches):
-        return {"distance": float(jnp.abs(state.ema["w"] - jnp.arange(WIDTH)).max())}
+        w = distributed.whole(state.ema["w"])
+        return {"distance": float(np.abs(w - np.arange(WIDTH)).max())}
 
     return SimpleNamespace(
         config=settings,
@@ -112,7 +129,9 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, **form)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return loop.run(experiment(settings), argv[1], mesh=make_mesh())
+        distributed.start()
+        mesh = make_mesh(fsdp=settings.fsdp)
+        return loop.run(experiment(settings), argv[1], mesh=mesh)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

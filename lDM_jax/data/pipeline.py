@@ -3,10 +3,10 @@
 Training reads one endless row of examples: the epochs one after the other, each in an
 order of its own. Position p of that row holds example `index` of epoch p // len(source)
 and its random generator is default_rng((seed, index, epoch)): nothing an example meets
-depends on the batch size, on the shard or on the number of workers. Shard s of S reads
-the positions s, s + S, s + 2 S, ..., so batch k of all shards together is the positions
-[k B S, (k + 1) B S), whatever S is, for the same B S. Batches run over the end of an
-epoch; no example is left out.
+depends on the batch size, on the shard or on the number of workers. Batch k of shard s
+of S is the positions [(k S + s) B, (k S + s + 1) B), so that the shards' batches one
+after the other are those of one process with batches of B S, row by row. Batches run
+over the end of an epoch; no example is left out.
 
 The state of a loader is the number of its next batch. Owns grain.
 
@@ -225,13 +225,15 @@ def loader(
         dataset = dataset.shuffle(seed=int(spread))
     dataset = dataset.repeat(num_epochs)
     dataset = dataset.map_with_index(_Load(source, transform, seed))
-    dataset = dataset[shard_index::shard_count]
-    if len(dataset) < batch_size:
+    if len(dataset) < batch_size * shard_count:
         raise UserError(
-            f"batch_size is {batch_size}, but shard {shard_index} of {shard_count} has "
-            f"{len(dataset)} examples in all"
+            f"batch_size is {batch_size} on each of {shard_count} shards, but there "
+            f"are {len(dataset)} examples in all"
         )
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=stack)
+    # as many batches for every shard
+    dataset = dataset[: len(dataset) // shard_count * shard_count]
+    dataset = dataset[shard_index::shard_count]
     ledger = ledger or Ledger(len(source))
     return Batches(dataset, num_workers=num_workers, ledger=ledger)
 

@@ -23,12 +23,14 @@ import numpy as np
 import optax
 
 from lDM_jax import image, losses, rng
-from lDM_jax.arrays import Array, Batch, Scalars
+from lDM_jax.arrays import Array, Batch, Scalars, UserError
 from lDM_jax.models.autoencoder import Autoencoder, DiagonalGaussian, Quantized
+from lDM_jax.training.accumulation import mean_gradients
 from lDM_jax.training.adversary import Adversary, Player
 from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
+from lDM_jax.training.distributed import whole
 from lDM_jax.training.health import diagnose
-from lDM_jax.training.state import Stage, TrainState, ema_update
+from lDM_jax.training.state import Stage, TrainState, averaging
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +98,24 @@ def make_stage(
     objective: Objective | None = None,
     adversary: Adversary | None = None,
     ema_decay: float = 0.999,
+    ema_std: float = 0.0,
+    accumulate_steps: int = 1,
 ) -> Stage:
-    """The autoencoder's stage; without an adversary, the plain autoencoder."""
+    """The autoencoder's stage; without an adversary, the plain autoencoder.
+
+    accumulate_steps: parts of a batch whose gradients are computed one after another.
+    UserError where a part is not enough: the adversary's batch norm and its adaptive
+    weight, and a codebook's averages, are of the whole batch.
+    """
     objective = objective or Objective()
     averages_codes = not network.is_kl and objective.averages_codes
+    average = averaging(ema_decay, ema_std)
+    if accumulate_steps > 1 and (adversary is not None or averages_codes):
+        raise UserError(
+            f"config.train.accumulate_steps = {accumulate_steps}: a discriminator and "
+            "a codebook's averages need the whole batch at once; valid: 1, or "
+            "discriminator.factor=0 with loss.codebook_decay=0, restart_below=0"
+        )
 
     def init(key: Array) -> AutoencoderState:
         side = image_size_px
@@ -112,7 +128,40 @@ def make_stage(
             codes = CodeAverages.start(codebook_of(plain.params))
         return AutoencoderState(**vars(plain), discriminator=player, codes=codes)
 
+    def plain_step(state: AutoencoderState, frozen, batch: Batch, key: Array):
+        """`step` without a game and averages, part after part."""
+        rows = {"image": batch["image"]}
+        if network.is_kl:  # drawn for the whole batch, as `step` draws it
+            shape = jax.eval_shape(
+                lambda p, x: network.apply(p, x, method="moments"),
+                state.params,
+                rows["image"],
+            ).shape
+            shape = (*shape[:-1], shape[-1] // 2)
+            rows["eps"] = jax.random.normal(rng.stream(key, "latent"), shape)
+
+        def part_loss(params, rows, index):
+            x, own = rows["image"], jax.random.fold_in(key, index)
+            x_hat, latent, _ = reconstruct(network, params, x, own, rows.get("eps"))
+            term = objective.latent_term(latent)
+            rec, scalars = objective.reconstruction(
+                frozen, x_hat, x, is_kl=network.is_kl
+            )
+            loss = rec + term
+            scalars |= {**latent_scalars(network, latent), "loss": loss}
+            return loss, scalars
+
+        grads, scalars = mean_gradients(part_loss, state.params, rows, accumulate_steps)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = average(state.ema, params, state.step + 1)
+        scalars["gnorm"] = optax.tree.norm(grads)
+        done = dict(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        return state.replace(**done), scalars
+
     def step(state: AutoencoderState, frozen, batch: Batch, key: Array):
+        if accumulate_steps > 1:
+            return plain_step(state, frozen, batch, key)
         x, player, codes = batch["image"], state.discriminator, state.codes
 
         # 1. forward, and the cotangent of x_hat from the reconstruction
@@ -163,7 +212,7 @@ def make_stage(
                 restart_below=objective.restart_below,
             )
             params = with_codebook(params, codebook)
-        ema = ema_update(state.ema, params, ema_decay, state.step + 1)
+        ema = average(state.ema, params, state.step + 1)
         scalars |= latent_scalars(network, latent)
         scalars |= {"loss": loss, "gnorm": optax.tree.norm(grads)}
         state = AutoencoderState(state.step + 1, params, ema, opt_state, player, codes)
@@ -176,7 +225,7 @@ def make_stage(
         del frozen, key
         x = np.asarray(batch["image"][:8])
         x_hat = infer(state.ema, x)
-        rows = np.concatenate([image.to_uint8(x), image.to_uint8(x_hat)])
+        rows = np.concatenate([image.to_uint8(x), image.to_uint8(whole(x_hat))])
         return {"reconstruction": image.grid(rows, columns=len(x))}
 
     def evaluate(state: AutoencoderState, frozen, batches: Iterable[Batch]):
@@ -189,7 +238,7 @@ def make_stage(
             figures["code_usage"] = held_out_usage(network, state.ema, x)
         if adversary is not None and int(state.step) >= adversary.start_steps:
             reading = read(state.discriminator, x, infer(state.ema, x))
-            figures |= {name: float(value) for name, value in reading.items()}
+            figures |= {name: float(whole(value)) for name, value in reading.items()}
         for line in diagnose(figures):
             log.warning("%s", line)
         return figures
@@ -197,18 +246,23 @@ def make_stage(
     return Stage(init=init, step=step, preview=preview, evaluate=evaluate)
 
 
-def reconstruct(network: Autoencoder, params, x: Array, key: Array):
+def reconstruct(
+    network: Autoencoder, params, x: Array, key: Array, eps: Array | None = None
+):
     """(x_hat, latent, z) as in training: a posterior sample, or quantised latents.
 
     latent: `DiagonalGaussian` or `Quantized`; z: what the decoder was given, before
-    quantisation for VQ.
+    quantisation for VQ. eps: the sample's noise, where it is drawn already.
     """
 
     def run(net: Autoencoder, x: Array):
         moments = net.moments(x, train=True)
         if net.is_kl:
             latent = DiagonalGaussian.from_moments(moments)
-            z = latent.sample(rng.stream(key, "latent"))
+            if eps is None:
+                z = latent.sample(rng.stream(key, "latent"))
+            else:
+                z = latent.mean + jnp.exp(0.5 * latent.logvar) * eps
             return net.decode(z, train=True), latent, z
         latent = net.quantize(moments)
         return net.decode(latent.z, train=True), latent, moments
@@ -246,7 +300,7 @@ def held_out_usage(network: Autoencoder, params, x: Array) -> float:
     latent = network.apply(
         params, x, method=lambda net, x: net.quantize(net.moments(x))
     )
-    used = len(np.unique(np.asarray(latent.codes)))
+    used = len(np.unique(whole(latent.codes)))
     return used / min(network.num_codes, latent.codes.size)
 
 
@@ -258,7 +312,7 @@ def evaluate_reconstruction(
     count = 0.0
     for batch in batches:
         x, weight = jnp.asarray(batch["image"]), np.asarray(batch["weight"])
-        x_hat = infer(params, x)
+        x_hat = whole(infer(params, x))
         l1 = jnp.abs(jnp.clip(x_hat, -1, 1) - x).mean(axis=(1, 2, 3))
         total["psnr"] += float(weight @ np.asarray(losses.psnr(x_hat, x)))
         total["l1"] += float(weight @ np.asarray(l1))

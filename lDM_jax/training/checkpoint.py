@@ -1,33 +1,39 @@
 """Checkpoints of a run: state, data iterator and config, atomic and asynchronous.
 
-Layout of a work directory: `checkpoints/<step>/{state,iterator,config,checksums}`, and
-`damaged_checkpoints/` for what could not be read. Keys are not stored: they derive from
-seed and step. The only file that knows orbax.
+Layout of a work directory: `checkpoints/<step>/{state,iterator,guard,config,checksums}`
+and, with an evaluation of that step, `metrics`; `damaged_checkpoints/` holds what could
+not be read. Keys are not stored: they derive from seed and step. A checkpoint says
+nothing of the mesh it was written on: it is restored onto any. With several processes
+all of them call everything here, on one shared disk. The only file that knows orbax.
 
 Orbax notices a file that is cut short, but not a flipped bit in the numbers, so each
 leaf has a checksum: the sum of its 32-bit words mod 2^32, which does not depend on how
 the leaf is split over devices.
 """
 
+import dataclasses
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from lDM_jax.arrays import UserError
+from lDM_jax.training.distributed import all_agree, is_first
 
 log = logging.getLogger(__name__)
-FOLDER, DAMAGED = "checkpoints", "damaged_checkpoints"
-ITEMS = ("state", "iterator", "config", "checksums")
+FOLDER, DAMAGED, POST_MORTEM = "checkpoints", "damaged_checkpoints", "post_mortem"
+ITEMS = ("state", "iterator", "guard", "config", "checksums")
 
 
 def not_from_orbax(record: logging.LogRecord) -> bool:
@@ -61,41 +67,129 @@ def quiet_orbax() -> None:
     sys.unraisablehook = hook
 
 
-class Checkpoints:
-    """The checkpoints of one work directory; the `keep` newest ones stay.
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: those that any of the rules wants.
 
-    Belongs to the process that trains: opening removes what a killed save left behind.
+    latest: the n newest; every_steps: multiples of it, 0 none; best: the n best by
+    `metric` (mode "min" or "max") among those of an evaluated step.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 2):
+    latest: int = 2
+    every_steps: int = 0
+    best: int = 0
+    metric: str = "loss"
+    mode: str = "min"
+
+    def __post_init__(self):
+        if self.latest < 1 or self.every_steps < 0 or self.best < 0:
+            raise UserError(
+                f"config.train.keep_checkpoints = {self.latest} must be at least 1, "
+                f"keep_every_steps = {self.every_steps} and keep_best = {self.best} "
+                "at least 0"
+            )
+        if self.mode not in ("min", "max"):
+            raise UserError(
+                f"config.train.best_mode = {self.mode!r}; valid: 'min', 'max'"
+            )
+
+    def policy(self) -> policies.AnyPreservationPolicy:
+        """The same for orbax."""
+        rules: list[Any] = [policies.LatestN(self.latest)]
+        if self.every_steps:
+            rules.append(policies.EveryNSteps(self.every_steps))
+        if self.best:
+            rules.append(
+                policies.BestN(
+                    get_metric_fn=self.value,
+                    reverse=self.mode == "min",
+                    n=self.best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        return policies.AnyPreservationPolicy(rules)
+
+    def value(self, metrics: dict[str, float]) -> float:
+        """The metric of one checkpoint; the worst one where it is no number."""
+        found = metrics.get(self.metric)
+        if found is None or not math.isfinite(found):
+            return math.inf if self.mode == "min" else -math.inf
+        return found
+
+    def check(self, metrics: dict[str, float]) -> None:
+        """UserError if an evaluation does not measure the metric."""
+        if self.best and self.metric not in metrics:
+            raise UserError(
+                f"config.train.best_metric = {self.metric!r} is not measured; valid: "
+                f"{', '.join(sorted(metrics))}"
+            )
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back; guard is None in those from before there was one."""
+
+    state: Any
+    iterator: dict
+    guard: dict | None
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one work directory; those that `keep` names stay.
+
+    Belongs to the run that trains: opening removes what a killed save left behind.
+    """
+
+    def __init__(
+        self, workdir: str | Path, *, keep: Keep | None = None, folder: str = FOLDER
+    ):
         self.workdir = Path(workdir).absolute()
-        self.keep = keep
+        self.keep = keep or Keep()
+        self.folder = self.workdir / folder
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self.keep, create=True, cleanup_tmp_directories=True
+            preservation_policy=self.keep.policy(),
+            best_fn=self.keep.value if self.keep.best else None,  # stores metrics
+            create=True,
+            cleanup_tmp_directories=True,
         )
-        return ocp.CheckpointManager(
-            self.workdir / FOLDER, options=options, item_names=ITEMS
-        )
+        return ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
-    def save(self, step: int, state: Any, iterator_state: dict, config: dict) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        iterator_state: dict,
+        config: dict,
+        *,
+        guard: dict | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
         """Start writing step `step`; `state` may be donated as soon as this returns.
 
-        Raises UserError when the disk is full or the directory is gone, also for the
-        save before this one, whose writing went on in the background.
+        metrics: what was measured at this step, for `Keep.best`. Raises UserError when
+        the disk is full or the directory is gone, also for the save before this one,
+        whose writing went on in the background.
         """
+        items = dict(
+            state=ocp.args.StandardSave(state),
+            iterator=ocp.args.JsonSave(iterator_state),
+            config=ocp.args.JsonSave(config),
+            checksums=ocp.args.JsonSave(checksums(state)),
+        )
+        if guard is not None:
+            items["guard"] = ocp.args.JsonSave(guard)
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    iterator=ocp.args.JsonSave(iterator_state),
-                    config=ocp.args.JsonSave(config),
-                    checksums=ocp.args.JsonSave(checksums(state)),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        except Exception as error:  # tensorstore raises bare Exceptions
+            raise self._failure(error) from None
+
+    def check(self) -> None:
+        """Raise as `save` does if writing in the background has failed; never waits."""
+        try:
+            self._manager.check_for_errors()
         except Exception as error:  # tensorstore raises bare Exceptions
             raise self._failure(error) from None
 
@@ -124,10 +218,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint on disk, ascending."""
-        return finished_steps(self.workdir / FOLDER)
+        return finished_steps(self.folder)
 
-    def restore_latest(self, abstract: Any) -> tuple[Any, dict, int] | None:
-        """(state, iterator state, step) of the newest whole checkpoint; None if none.
+    def restore_latest(self, abstract: Any) -> Restored | None:
+        """The newest whole checkpoint; None if there is none.
 
         `abstract`: shapes with shardings. Newer, damaged checkpoints are moved to
         `damaged_checkpoints/`, and the log says so. Raises UserError, and moves
@@ -136,45 +230,55 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
+            found, reason = None, "another process cannot read it"
             try:
                 found = self._restore(step, abstract)
             except Exception as error:  # tensorstore raises bare Exceptions
-                damaged[step] = in_one_line(error)
+                reason = in_one_line(error)
+            if not all_agree(found is not None):
+                damaged[step] = reason
                 continue
             for number, reason in damaged.items():
                 self._set_aside(number, reason)
-            return *found, step
+            return found
         if damaged:
             step, reason = next(iter(damaged.items()))
             raise UserError(
-                f"none of the checkpoints {sorted(damaged)} in {self.workdir / FOLDER} "
+                f"none of the checkpoints {sorted(damaged)} in {self.folder} "
                 f"can be restored ({step}: {reason}); move that folder away to start "
                 "again from step 0, or choose another --workdir"
             )
         return None
 
-    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict]:
+    def _restore(self, step: int, abstract: Any) -> Restored:
         wanted = {
             "state": ocp.args.StandardRestore(abstract),
             "iterator": ocp.args.JsonRestore(),
         }
-        summed = (self.workdir / FOLDER / str(step) / "checksums").is_dir()
-        if summed:  # runs begun before checksums were stored go on without
-            wanted["checksums"] = ocp.args.JsonRestore()
+        # Runs begun before these were stored go on without.
+        there = [
+            name
+            for name in ("checksums", "guard")
+            if (self.folder / str(step) / name).is_dir()
+        ]
+        wanted |= {name: ocp.args.JsonRestore() for name in there}
         items = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        if summed:
+        if "checksums" in there:
             verify(items.state, items.checksums)
-        return items.state, items.iterator
+        guard = items.guard if "guard" in there else None
+        return Restored(items.state, items.iterator, guard, step)
 
     def _set_aside(self, step: int, reason: str) -> None:
         log.warning(
             "checkpoint %d is damaged and was moved to %s (%s)", step, DAMAGED, reason
         )
         self._manager.close()
-        target = self.workdir / DAMAGED
-        target.mkdir(exist_ok=True)
-        shutil.rmtree(target / str(step), ignore_errors=True)
-        shutil.move(self.workdir / FOLDER / str(step), target / str(step))
+        if is_first():
+            target = self.workdir / DAMAGED
+            target.mkdir(exist_ok=True)
+            shutil.rmtree(target / str(step), ignore_errors=True)
+            shutil.move(self.folder / str(step), target / str(step))
+        all_agree(True)  # nobody opens the folder before it is in order
         self._manager = self._open()
 
 

@@ -22,7 +22,9 @@ from lDM_jax.arrays import Array, Batch, Cond
 from lDM_jax.codec import Codec
 from lDM_jax.diffusion import Process
 from lDM_jax.guidance import classifier_free
-from lDM_jax.training.state import Stage, TrainState, ema_update
+from lDM_jax.training.accumulation import in_parts, mean_gradients
+from lDM_jax.training.distributed import whole
+from lDM_jax.training.state import Stage, TrainState, averaging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +84,16 @@ class Model:
             z = self.codec.encode(frozen["first_stage"], masked)
             mask = 2 * nearest(batch["mask"], self.codec.factor) - 1
             derived["masked"] = jnp.concatenate([z, mask], axis=-1)
-        if self.tower is not None and "embeddings" not in batch:
+        if self.tower is not None:
             null = jnp.asarray(self.null_tokens, jnp.int32)[None]
-            tokens = jnp.where(drop[:, None], null, batch["tokens"])
-            derived["embeddings"] = self.tower.apply(frozen["text"], tokens)
+            if "embeddings" in batch:  # cached; only the dropped text is read
+                blank = self.tower.apply(frozen["text"], null)
+                derived["embeddings"] = jnp.where(
+                    drop[:, None, None], blank, batch["embeddings"]
+                )
+            else:
+                tokens = jnp.where(drop[:, None], null, batch["tokens"])
+                derived["embeddings"] = self.tower.apply(frozen["text"], tokens)
         return derived
 
     def _blank(self, batch: Batch, z0: Array) -> Batch:
@@ -119,34 +127,47 @@ def make_stage(
     loss: str = "l2",
     weighting: str = "uniform",
     ema_decay: float = 0.9999,
+    ema_std: float = 0.0,
+    accumulate_steps: int = 1,
     preview_steps: int = 50,
     preview_guidance: float = 1.0,
 ) -> Stage:
     """The denoiser's stage; `frozen` as in `Model`.
 
     example_batch: shapes of one batch; latent_shape: (h, w, c) of its latents.
+    accumulate_steps: parts of a batch whose gradients are computed one after another.
     """
     process, codec = model.process, model.codec
     losses.check_kind(loss)
     process.loss_weight(jnp.zeros(1, jnp.int32), kind=weighting)
+    average = averaging(ema_decay, ema_std)
 
     def init(key: Array) -> TrainState:
         batch = {name: jnp.asarray(value[:1]) for name, value in example_batch.items()}
         params = model.init(key, batch, jnp.zeros((1, *latent_shape)))
         return TrainState.create(params, optimizer)
 
-    def batch_loss(params, frozen, batch: Batch, key: Array):
+    def draw(frozen, batch: Batch, key: Array, parts: int = 1) -> dict:
+        """Everything random of a batch, row by row, and what is encoded of it."""
         moments = batch.get("moments")
         if moments is None:
-            moments = codec.moments(frozen["first_stage"], batch["image"])
+            moments = in_parts(
+                lambda x: codec.moments(frozen["first_stage"], x), batch["image"], parts
+            )
             moments = jax.lax.stop_gradient(moments)
         z0 = codec.sample(moments, rng.stream(key, "latent"))
         rows = z0.shape[0]
         t = process.sample_times(rng.stream(key, "time"), rows)
         eps = jax.random.normal(rng.stream(key, "noise"), z0.shape)
         drop = jax.random.bernoulli(rng.stream(key, "drop"), drop_rate, (rows,))
-        dropout = {"dropout": rng.stream(key, "dropout")}
-        cond = model.condition(params, frozen, batch, drop, rngs=dropout)
+        return {"batch": batch, "z0": z0, "t": t, "eps": eps, "drop": drop}
+
+    def rows_loss(params, frozen, rows: dict, dropout_key: Array):
+        z0, eps, t = rows["z0"], rows["eps"], rows["t"]
+        dropout = {"dropout": dropout_key}
+        cond = model.condition(
+            params, frozen, rows["batch"], rows["drop"], rngs=dropout
+        )
         z_t = process.q_sample(z0, eps, t)
         prediction = model.unet.apply(params["unet"], z_t, t, cond, True, rngs=dropout)
         weight = process.loss_weight(t, kind=weighting)
@@ -156,13 +177,20 @@ def make_stage(
         return total, {"loss": total, "error": error.mean()}
 
     def step(state: TrainState, frozen, batch: Batch, key: Array):
-        grads, scalars = jax.grad(batch_loss, has_aux=True)(
-            state.params, frozen, batch, key
-        )
+        dropout_key = rng.stream(key, "dropout")
+
+        def part_loss(params, rows, index):
+            own = dropout_key
+            if accumulate_steps > 1:
+                own = jax.random.fold_in(dropout_key, index)
+            return rows_loss(params, frozen, rows, own)
+
+        rows = draw(frozen, batch, key, accumulate_steps)
+        grads, scalars = mean_gradients(part_loss, state.params, rows, accumulate_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         scalars["gnorm"] = optax.tree.norm(grads)
-        ema = ema_update(state.ema, params, ema_decay, state.step + 1)
+        ema = average(state.ema, params, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state), scalars
 
     sample = jax.jit(make_sampler(model, steps=preview_steps), static_argnums=(3,))
@@ -172,9 +200,12 @@ def make_stage(
         rows = {name: jnp.asarray(value[:16]) for name, value in batch.items()}
         keys = rng.seed_keys(range(len(next(iter(rows.values())))))
         x = sample(state.ema, frozen, rows, latent_shape, keys, preview_guidance)
-        return {"samples": image.grid(image.to_uint8(x))}
+        return {"samples": image.grid(image.to_uint8(whole(x)))}
 
-    held_out_loss = jax.jit(lambda *args: batch_loss(*args)[1]["loss"])
+    @jax.jit
+    def held_out_loss(params, frozen, batch, key):
+        rows = draw(frozen, batch, key)
+        return rows_loss(params, frozen, rows, rng.stream(key, "dropout"))[0]
 
     def evaluate(state: TrainState, frozen, batches: Iterable[Batch]):
         root, values = jax.random.key(0), []

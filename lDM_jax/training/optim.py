@@ -1,25 +1,53 @@
-"""The optax chain of a config: clipping, Adam or AdamW, learning-rate schedule."""
+"""The optax chain of a config: clipping, Adam, AdamW or Muon, learning-rate schedule.
 
+Schedules, after a linear warm-up of w steps, with n the updates done and N all of them:
+
+    constant      r
+    cosine        r (1 + cos(pi (n - w) / (N - w))) / 2
+    linear        r (N - n) / (N - w)
+    inverse_sqrt  r / sqrt(max(n / n_ref, 1)), n_ref = decay_from_steps: the decay of
+                  Karras et al. 2023 (arXiv 2312.02696), which needs no end
+"""
+
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from lDM_jax.arrays import UserError
 
-OPTIMIZERS = ("adam", "adamw")
-SCHEDULES = ("constant", "cosine", "linear")
+OPTIMIZERS = ("adam", "adamw", "muon")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 DECAY_MASKS = ("all", "matrices")
 
 
 def make_schedule(
-    *, learning_rate: float, schedule: str, warmup_steps: int, num_steps: int | None
+    *,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    num_steps: int | None,
+    decay_from_steps: int = 0,
 ) -> optax.Schedule:
-    """Linear warm-up from 0, then constant, or cosine / linear to 0 at `num_steps`."""
+    """Linear warm-up from 0, then one of the module's formulas."""
     if schedule not in SCHEDULES:
         raise UserError(f"schedule {schedule!r}; valid: {', '.join(SCHEDULES)}")
     if schedule == "constant":
         rest = optax.constant_schedule(learning_rate)
+    elif schedule == "inverse_sqrt":
+        if decay_from_steps < 1:
+            raise UserError(
+                f"an inverse_sqrt schedule needs decay_from_steps ({decay_from_steps}) "
+                "above 0: the step from which the rate falls"
+            )
+
+        def rest(n):  # join_schedules counts from the end of the warm-up
+            share = (n + warmup_steps) / decay_from_steps
+            return learning_rate / jnp.sqrt(jnp.maximum(share, 1.0))
+
     elif num_steps is None or num_steps <= warmup_steps:
         raise UserError(
             f"a {schedule} schedule needs num_steps ({num_steps}) above "
@@ -41,6 +69,7 @@ def make_optimizer(
     learning_rate: float,
     schedule: str = "constant",
     warmup_steps: int = 0,
+    decay_from_steps: int = 0,
     num_steps: int | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -52,7 +81,10 @@ def make_optimizer(
     """(transformation, schedule). UserError for unknown names and impossible values.
 
     decay_mask: AdamW decays "all" parameters (the original) or the "matrices" only:
-    leaves of two and more axes, so neither biases nor norms.
+    leaves of two and more axes, so neither biases nor norms. "muon" (Jordan et al.
+    2024) orthogonalises the momentum b1 of matrices and convolution kernels, scaled to
+    Adam's size of update (0.2 sqrt(longer side), arXiv 2502.16982), so that rates and
+    decay mean what they mean for AdamW, which moves all other arrays.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer {name!r}; valid: {', '.join(OPTIMIZERS)}")
@@ -78,10 +110,12 @@ def make_optimizer(
         schedule=schedule,
         warmup_steps=warmup_steps,
         num_steps=num_steps,
+        decay_from_steps=decay_from_steps,
     )
     parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
-    if name == "adamw":
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    parts.append(by_kind(adam, orthogonal(b1)) if name == "muon" else adam)
+    if name != "adam":
         mask = None if decay_mask == "all" else matrices
         parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
     parts.append(optax.scale_by_learning_rate(rate))
@@ -91,3 +125,35 @@ def make_optimizer(
 def matrices(params: Any) -> Any:
     """True for leaves with two and more axes."""
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def by_kind(adam: Any, muon: Any) -> optax.GradientTransformation:
+    """Muon for hidden matrices and kernels, Adam for all other arrays."""
+
+    def label(path, leaf) -> str:
+        kernel = jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+        return "muon" if leaf.ndim >= 2 and kernel else "adam"
+
+    return optax.partition(
+        {"adam": adam, "muon": muon}, lambda p: jax.tree.map_with_path(label, p)
+    )
+
+
+def orthogonal(b1: float) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised as a matrix (rest, last axis) by
+    Newton-Schulz (optax's), times 0.2 sqrt(longer side)."""
+    step = contrib.scale_by_muon(
+        beta=b1, weight_dimension_numbers=lambda params: jax.tree.map(as_matrix, params)
+    )
+
+    def scale(update: Any) -> Any:
+        rows = math.prod(update.shape[:-1])
+        return 0.2 * math.sqrt(max(rows, update.shape[-1])) * update
+
+    return optax.chain(step, optax.stateless(lambda u, _: jax.tree.map(scale, u)))
+
+
+def as_matrix(leaf: Any) -> contrib.MuonDimensionNumbers:
+    """A kernel "... in out" as the matrix (... in) x out."""
+    axes = tuple(range(leaf.ndim))
+    return contrib.MuonDimensionNumbers(axes[:-1], axes[-1:])

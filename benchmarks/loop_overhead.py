@@ -1,0 +1,120 @@
+"""What the loop adds to a step: its time a step against the bare jitted update.
+
+    python benchmarks/loop_overhead.py [--config=configs/emoji.py] [--steps=60]
+
+Both train the same config from the same state on the same batches. The bare side calls
+the compiled update on batches that lie on the device; the loop also loads data, logs
+and evaluates nothing. The two take turns, so that a busy machine slows both alike; the
+medians of their turns are compared.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from lDM_jax import experiment as experiment_lib
+from lDM_jax import rng
+from lDM_jax.training import loop
+from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.training.guard import Guard, jit_update
+from lDM_jax.training.recorder import Recorder
+from lDM_jax.training.sharding import (
+    make_mesh,
+    put_batch,
+    put_replicated,
+    state_sharding,
+)
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", "configs/emoji.py", "Config file.")
+flags.DEFINE_integer("steps", 60, "Steps a turn.")
+flags.DEFINE_integer("turns", 3, "Turns of each side.")
+
+
+def bare(made, mesh, batches: list, steps: int) -> float:
+    """Seconds a step of the update alone, all of it under way at once."""
+    config, root = made.config, jax.random.key(made.config.seed)
+    key = rng.stream(root, "init")
+    shardings = state_sharding(mesh, jax.eval_shape(made.stage.init, key))
+    limits = loop.limits_of(config.train)
+    update = jit_update(made.stage, mesh, shardings, root=root, limits=limits)
+    state = jax.jit(made.stage.init, out_shardings=shardings)(key)
+    guard = put_replicated(mesh, Guard.start())
+    frozen = put_replicated(mesh, made.frozen)
+    state, guard, scalars = update(state, guard, frozen, batches[0])  # compiles
+    jax.block_until_ready(state)
+    begin = time.perf_counter()
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        state, guard, scalars = update(state, guard, frozen, batch)
+        scalars["loss"].block_until_ready()
+    jax.block_until_ready(state)
+    return (time.perf_counter() - begin) / steps
+
+
+def looped(made, mesh, steps: int) -> tuple[float, float]:
+    """(seconds a step of the loop after its first log line, share of input wait)."""
+    seen: list[tuple[int, float, float]] = []
+
+    class Watch(Recorder):
+        def _append(self, group, step, values):
+            seen.append((step, time.perf_counter(), values["input_wait"]))
+            super()._append(group, step, values)
+
+    original, loop.Recorder = loop.Recorder, Watch
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            loop.run(made, folder, mesh=mesh)
+    finally:
+        loop.Recorder = original
+    (first, begin, _), (last, end, _) = seen[0], seen[-2]
+    assert last - first >= steps
+    return (end - begin) / (last - first), float(np.mean([row[2] for row in seen]))
+
+
+def main(argv) -> None:
+    del argv
+    quiet_orbax()
+    steps, mesh = FLAGS.steps, make_mesh()
+    config = FLAGS.config
+    # One log line before the measured steps, one after them, one more at the end.
+    config.train.update(
+        dict(
+            num_steps=10 * -(-steps // 10) + 20,
+            log_every_steps=10,
+            preview_every_steps=0,
+            eval_every_steps=0,
+            checkpoint_every_steps=0,
+        )
+    )
+    made = experiment_lib.make(config)
+    beginning = made.iterator.get_state()
+    batches = [put_batch(mesh, next(made.iterator)) for _ in range(8)]
+    sides: dict[str, list[float]] = {"bare": [], "loop": []}
+    waits = []
+    for turn in range(FLAGS.turns):
+        sides["bare"].append(bare(made, mesh, batches, steps))
+        made.iterator.set_state(beginning)
+        secs, wait = looped(made, mesh, steps)
+        sides["loop"].append(secs)
+        waits.append(wait)
+        shown = ", ".join(f"{k} {1e3 * v[-1]:.2f} ms" for k, v in sides.items())
+        print(f"turn {turn}: {shown}, input wait {wait:.1%}", flush=True)
+    medians = {name: float(np.median(values)) for name, values in sides.items()}
+    print(
+        f"median a step: bare {1e3 * medians['bare']:.2f} ms, loop "
+        f"{1e3 * medians['loop']:.2f} ms, overhead "
+        f"{medians['loop'] / medians['bare'] - 1:+.2%}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

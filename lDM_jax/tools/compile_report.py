@@ -1,0 +1,363 @@
+"""Compile training and sampling for a TPU pod without a TPU, and say what it takes.
+
+    python -m lDM_jax.tools.compile_report --config configs/celebahq_ldm4.py \\
+        --topology v5e:4x4 [--batch 48,96] [--config.mesh.fsdp=16]
+
+XLA's own TPU compiler, which comes with the package `libtpu`, compiles the whole
+training step (with its guard, as the loop runs it) and the whole sampler for the chips
+of the topology. Nothing is allocated. Printed are, for one chip: memory, FLOPs and
+bytes moved, the collectives in the program by kind and size, and the compiler's own
+estimate of the time. With several batch sizes the report goes on until one does not
+fit. FLOPs and bytes are the compiler's count; a loop's body counts once for each step
+where the number of steps is known to it. Collectives count as they stand in the text:
+one in a loop counts once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+# No TPU is looked for: the compiler alone is wanted. Must be set before jax starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+
+import dataclasses
+import logging
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from lDM_jax import build, tasks
+from lDM_jax.arrays import UserError
+from lDM_jax.models.lpips import LPIPS
+from lDM_jax.summary import codec_params
+from lDM_jax.training import autoencoder as stage1
+from lDM_jax.training import diffusion as stage2
+from lDM_jax.training.guard import Guard, Limits, jit_update
+from lDM_jax.training.sharding import (
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    replicated,
+    sharding_table,
+    state_sharding,
+)
+from lDM_jax.training.state import Stage
+
+log = logging.getLogger(__name__)
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+)
+DTYPE_BITS = {"pred": 8, "bf16": 16, "f16": 16}
+
+
+@dataclasses.dataclass
+class Abstract:
+    """A config's networks as shapes: what there is to compile.
+
+    sample: (params, frozen, batch, keys) -> pixels; None for a first stage.
+    """
+
+    stage: Stage
+    frozen: Any
+    row: dict[str, jax.ShapeDtypeStruct]
+    sample: Any = None
+
+
+def abstract(config: ConfigDict) -> Abstract:
+    """Stage and sampler of a config, without data and weights."""
+    builders = {"autoencoder": _autoencoder, "diffusion": _diffusion}
+    return build.lookup(builders, config.stage, "config.stage")(config)
+
+
+def _autoencoder(config: ConfigDict) -> Abstract:
+    network = build.autoencoder(config.autoencoder)
+    build.check_pixels(config, network.factor)
+    side = config.data.size_px
+    x = jax.ShapeDtypeStruct((1, side, side, network.image_channels), jnp.float32)
+    loss, frozen = dict(config.loss), {}
+    loss.pop("lpips_weights")
+    if loss["perceptual_weight"]:
+        loss["perceptual"] = LPIPS()
+        key = jax.random.key(0)
+        frozen["lpips"] = jax.eval_shape(loss["perceptual"].init, key, x, x)
+    stage = stage1.make_stage(
+        network,
+        build.optimizer(config),
+        image_size_px=side,
+        adversary=build.adversary(config),
+        objective=build.construct(stage1.Objective, loss, "loss"),
+        ema_decay=config.train.ema_decay,
+        accumulate_steps=config.train.accumulate_steps,
+    )
+    return Abstract(stage, frozen, {"image": x})
+
+
+def _diffusion(config: ConfigDict) -> Abstract:
+    scale = config.first_stage.scale or 1.0
+    codec = dataclasses.replace(build.abstract_codec(config), scale=scale)
+    build.check_pixels(config, codec.factor)
+    model = build.model(config, codec)
+    task, side = tasks.get_task(config.task), config.data.size_px
+    row = tasks.example_shapes(
+        task,
+        build.tokenizer(config),
+        rows=1,
+        size_px=side,
+        factor=config.low_res.factor,
+    )
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    params = codec_params(codec, image)
+    frozen, key = {"first_stage": params}, jax.random.key(0)
+    if model.tower is not None:
+        frozen["text"] = jax.eval_shape(model.tower.init, key, row["tokens"])
+    if config.data.cache_latents:
+        row = {"moments": jax.eval_shape(codec.moments, params, image), **row}
+    else:
+        row = {"image": image, **row}
+    latent_shape = codec.latent_shape(side, side)
+    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in row.items()}
+    stage = stage2.make_stage(
+        model,
+        build.optimizer(config),
+        example_batch=zeros,
+        latent_shape=latent_shape,
+        ema_decay=config.train.ema_decay,
+        ema_std=config.train.ema_std,
+        accumulate_steps=config.train.accumulate_steps,
+        **config.loss,
+    )
+    draw = stage2.make_sampler(
+        model, steps=config.sample.steps, sampler=config.sample.sampler
+    )
+
+    def sample(params, frozen, batch, keys):
+        guidance = config.sample.guidance
+        return draw(params, frozen, batch, latent_shape, keys, guidance)
+
+    return Abstract(stage, frozen, row, sample)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Abstract arrays with shardings: one for all, or a tree of them."""
+    if not isinstance(shardings, type(tree)):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        tree,
+        shardings,
+    )
+
+
+def batch_of(row: dict, rows: int, mesh: Mesh) -> dict:
+    """The abstract batch of `rows` such rows, split over the mesh."""
+    where = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=where)
+        for name, leaf in row.items()
+    }
+
+
+def compile_training(config: ConfigDict, what: Abstract, mesh: Mesh, rows: int):
+    """The compiled update of the loop for a global batch of `rows`."""
+    check_batch_size(mesh, rows, config.train.accumulate_steps)
+    root = jax.random.key(0)
+    state = jax.eval_shape(what.stage.init, root)
+    shardings = state_sharding(mesh, state)
+    limits = Limits(config.train.max_skipped_steps, config.train.skip_spike_sigmas)
+    update = jit_update(what.stage, mesh, shardings, root=root, limits=limits)
+    whole = replicated(mesh)
+    return update.lower(
+        placed(state, shardings),
+        placed(jax.eval_shape(Guard.start), whole),
+        placed(what.frozen, whole),
+        batch_of(what.row, rows, mesh),
+    ).compile()
+
+
+def compile_sampler(what: Abstract, mesh: Mesh, rows: int):
+    """The compiled sampler, rows over the chips, parameters as in training."""
+    state = jax.eval_shape(what.stage.init, jax.random.key(0))
+    params = placed(state.ema, state_sharding(mesh, state).ema)
+    where = batch_sharding(mesh)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
+    frozen = placed(what.frozen, replicated(mesh))
+    batch = batch_of(what.row, rows, mesh)
+    batch.pop("moments", None)
+    sampler = jax.jit(what.sample, out_shardings=where)
+    return sampler.lower(params, frozen, batch, keys).compile()
+
+
+def report(compiled: Any) -> list[str]:
+    """Memory, work and collectives of a compiled program, for one chip."""
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporary, code = (
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+    )
+    total = arguments + fresh + temporary + code
+    lines = [
+        f"  memory a chip {gib(total)}: arguments {gib(arguments)}, new outputs "
+        f"{gib(fresh)}, temporary {gib(temporary)}, code {gib(code)}"
+    ]
+    cost = compiled.cost_analysis() or {}
+    shown = []
+    for key, name, unit, scale in (
+        ("flops", "FLOPs", "T", 1e12),
+        ("bytes accessed", "bytes moved", "GB", 1e9),
+        ("optimal_seconds", "optimal", "ms", 1e-3),
+    ):
+        if cost.get(key, 0) > 0:
+            shown.append(f"{name} {cost[key] / scale:.4g} {unit}")
+    lines.append(f"  a chip and call: {', '.join(shown) or 'no estimate'}")
+    found = collectives(compiled.as_text())
+    for kind, (count, size) in found.items():
+        lines.append(f"  {kind:<20}{count:>6} x, {size / 2**20:>10.1f} MiB of results")
+    if not found:
+        lines.append("  no collectives")
+    return lines
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """{kind: (how many, bytes of their results)} of HLO text; async pairs count once.
+
+    The result of an asynchronous start is a tuple (operands, results, ...): its largest
+    member stands for it.
+    """
+    kinds = "|".join(COLLECTIVES)
+    pattern = re.compile(rf"= (.+?) ({kinds})(-start)?\(")
+    found: dict[str, tuple[int, int]] = {}
+    for line in text.splitlines():
+        match = pattern.search(line)
+        if match is None:
+            continue
+        sizes = [shape_bytes(*shape) for shape in SHAPE.findall(match[1])]
+        size = max(sizes, default=0) if match[3] else sum(sizes)
+        count, total = found.get(match[2], (0, 0))
+        found[match[2]] = count + 1, total + size
+    return dict(sorted(found.items()))
+
+
+SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+
+
+def shape_bytes(dtype: str, sides: str) -> int:
+    """Bytes of "f32", "8,128"; of other words, such as those of a layout, 0."""
+    digits = re.sub(r"\D", "", dtype)
+    bits = DTYPE_BITS.get(dtype, int(digits or 0))
+    return int(np.prod([int(side) for side in sides.split(",") if side])) * bits // 8
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def does_not_fit(error: Exception) -> str | None:
+    """What the compiler says of memory that does not suffice; None for other errors."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        return None
+    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", text)
+    return f"needs {used[1]} of {used[2]}" if used else "out of memory"
+
+
+def devices_of(topology: str) -> Sequence[Any]:
+    """The chips of "v5e:4x4" as devices to compile for.
+
+    UserError without libtpu, and for a topology it does not know.
+    """
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "compile_report needs the TPU compiler: pip install 'jax[tpu]', best in an "
+            "environment of its own (with libtpu installed JAX looks for a TPU)"
+        ) from None
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # XLA's errors share no class
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--topology={topology}: {line}; e.g. v5e:4x4, v5p:2x2x2"
+        ) from None
+    return found.devices
+
+
+def run(config: ConfigDict, topology: str, batches: Sequence[int], parts: str) -> None:
+    """Print the report of one config on one topology."""
+    devices = devices_of(topology)
+    mesh = make_mesh(**config.mesh, devices=devices)
+    what = abstract(config)
+    log.info("%s: %d x %s", topology, len(devices), devices[0].device_kind)
+    state = jax.eval_shape(what.stage.init, jax.random.key(0))
+    log.info("%s", "\n".join(sharding_table(mesh, state)))
+    programs = {"training step": lambda n: compile_training(config, what, mesh, n)}
+    if what.sample is not None:
+        programs["sampler"] = lambda n: compile_sampler(what, mesh, n)
+    if parts != "both":
+        programs = {n: make for n, make in programs.items() if n.startswith(parts)}
+    for name, make in programs.items():
+        for rows in batches:
+            begin = time.perf_counter()
+            try:
+                lines = report(make(rows))
+            except Exception as error:  # XLA's errors share no class
+                reason = does_not_fit(error)
+                if reason is None:
+                    raise
+                log.info("%s, batch %d: does not fit, %s", name, rows, reason)
+                break
+            spent = time.perf_counter() - begin
+            log.info("%s, batch %d (compiled in %.0f s)", name, rows, spent)
+            log.info("%s", "\n".join(lines))
+
+
+def main(argv: Sequence[str]) -> int:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values)
+    flags.DEFINE_string("topology", "v5e:4x4", "Chips, e.g. v5e:4x4.", values)
+    flags.DEFINE_list("batch", [], "Global batch sizes.", flag_values=values)
+    flags.DEFINE_enum(
+        "program", "both", ["both", "training", "sampler"], "What to compile.", values
+    )
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
+    )
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        values(list(argv))
+        config = values.config
+        if config is None:
+            raise UserError("--config is required, e.g. --config=configs/emoji.py")
+        batches = [int(rows) for rows in values.batch] or [config.train.batch_size]
+        run(config, values.topology, batches, values.program)
+    except (flags.Error, UserError, ValueError, KeyError, AttributeError) as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"compile_report: error: {line}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

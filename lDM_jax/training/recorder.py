@@ -1,0 +1,253 @@
+"""What a run says of itself: log line, metrics.jsonl, TensorBoard; of process 0 only.
+
+Speed is wall time between log lines without saving and looking. `input_wait` is the
+share of it in which the host waited for data; the device may have been busy then. MFU
+is FLOPs of the network (counted on its jaxpr, three forward passes an image) over what
+the devices could do, where their peak is known.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from lDM_jax import flops
+from lDM_jax.training.distributed import is_first
+from lDM_jax.training.workdir import WorkDirectory
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(Exception):
+    """Too many updates in a row were skipped; the text says which and why."""
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """True at multiples of `every` (0: never) and at the last step."""
+    return every > 0 and (step % every == 0 or step == last)
+
+
+class Recorder:
+    """Logs a run from step `start` on; ends it when the guard does."""
+
+    def __init__(
+        self,
+        directory: WorkDirectory,
+        config: ConfigDict,
+        start: int,
+        *,
+        image_flops: float = 0.0,
+        skipped: int = 0,
+    ):
+        self.config, self.directory = config, directory
+        self.image_flops = image_flops
+        self.peak = flops.peak_of(jax.devices())
+        self.clock_step = start
+        self.clock: float | None = None
+        self.waited_secs = 0.0
+        self.skipped = skipped
+        self.compile_secs: float | None = None
+        self.metrics = directory.path / "metrics.jsonl"
+        self.board = None
+        if is_first():
+            self._forget_after(start)
+            self.board = Board(directory.path / "tensorboard", start)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop metrics beyond the restored step, so that each stands there once."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if line and step_of(line) <= step]
+        partial = self.metrics.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(partial, self.metrics)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        begin = time.perf_counter()
+        yield
+        self.waited_secs += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def dispatching(self) -> Iterator[None]:
+        """Around the call of the update, whose first one compiles."""
+        begin = time.perf_counter()
+        yield
+        if self.compile_secs is None:
+            self.compile_secs = time.perf_counter() - begin
+
+    def record(self, pending: tuple[int, dict] | None, *, check: bool = False) -> None:
+        """Take (step, scalars on the device), wait for them; log at intervals.
+
+        Scalars are fetched only to be logged, or with `check`. Raises Diverged, after
+        writing them, when the guard has given up.
+        """
+        if self.clock is None:  # the first step is compiled: from here it is training
+            self.restart_clock(self.clock_step)
+        if pending is None:
+            return
+        step, scalars = pending
+        scalars["loss"].block_until_ready()  # at most two steps are under way
+        logs = due(step, self.config.log_every_steps, self.config.num_steps)
+        if not (logs or check):
+            return
+        values = {k: float(v) for k, v in jax.device_get(scalars).items()}
+        in_row = int(values.pop("skipped_in_row"))
+        self._warn(step, int(values["skipped"]))
+        halted = in_row >= self.config.max_skipped_steps
+        if logs or halted:
+            self._log(step, values)
+        if halted:
+            raise Diverged(
+                f"{in_row} updates in a row were skipped, up to step {step}: the loss "
+                f"({values['loss']:.4g}) or its gradient (norm "
+                f"{values.get('gnorm', math.nan):.4g}) was not finite, or a spike"
+            )
+
+    def _warn(self, step: int, skipped: int) -> None:
+        """One line when the guard skipped since the last look."""
+        before, self.skipped = self.skipped, skipped
+        if skipped > before:
+            new = skipped - before
+            log.warning(
+                "skipped %d update%s up to step %d: loss or gradient not finite, or a "
+                "spike; %d in all",
+                new,
+                "" if new == 1 else "s",
+                step,
+                skipped,
+            )
+
+    def restart_clock(self, step: int) -> None:
+        """Count steps per second from `step` on and from now on."""
+        self.clock_step, self.clock = step, time.perf_counter()
+        self.waited_secs = 0.0
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        secs = max(time.perf_counter() - self.clock, 1e-9)
+        rate = (step - self.clock_step) / secs
+        speed = {
+            "it_per_sec": rate,
+            "images_per_sec": rate * self.config.batch_size,
+            "input_wait": min(self.waited_secs / secs, 1.0),
+            **self._use(rate),
+        }
+        self.restart_clock(step)
+        if self.board is None:
+            return
+        self.directory.check()
+        log.info("%s", self.line(step, values, speed))
+        self._append("train", step, {**values, **speed})
+
+    def _use(self, rate: float) -> dict[str, float]:
+        """MFU and memory where they are known; the compile time once."""
+        found = {}
+        if self.image_flops and self.peak:
+            found["mfu"] = rate * self.config.batch_size * self.image_flops / self.peak
+        statistics = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in statistics:
+            found["memory_gib"] = statistics["peak_bytes_in_use"] / 2**30
+        if self.compile_secs:
+            found["compile_secs"], self.compile_secs = self.compile_secs, 0.0
+        return found
+
+    def line(self, step: int, values: dict[str, float], speed: dict[str, float]) -> str:
+        """`step  120/2500 loss 0.1423 gnorm 0.61 3.21 it/s 205 img/s wait 0% eta ...`.
+
+        "skipped" appears when something was, "mfu" where it is known.
+        """
+        total, rate = self.config.num_steps, speed["it_per_sec"]
+        head = f"step {step:>{len(str(total))}}/{total}"
+        first = [name for name in ("loss", "gnorm") if name in values]
+        hidden = set(first) | ({"skipped"} if not values.get("skipped") else set())
+        names = first + sorted(values.keys() - hidden)
+        shown = "".join(f" {name} {values[name]:<8.4g}" for name in names)
+        left = duration((total - step) / rate) if rate else "?"
+        mfu = f" mfu {speed['mfu']:.2f}" if "mfu" in speed else ""
+        return (
+            f"{head}{shown} {rate:.2f} it/s {speed['images_per_sec']:.0f} img/s "
+            f"wait {speed['input_wait']:.0%}{mfu} eta {left}"
+        )
+
+    def evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Log what the stage measured on held-out data."""
+        if self.board is None:
+            return
+        shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.info("held out at step %d: %s", step, shown)
+        named = {f"eval_{name}": value for name, value in figures.items()}
+        self._append("eval", step, named)
+
+    def _append(self, group: str, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl; JSON has no NaN, so null stands for it."""
+        plain = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps({"step": step, **plain}) + "\n")
+        self.board.add({f"{group}/{name}": v for name, v in values.items()}, step)
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        if self.board is not None:
+            self.board.close()
+
+
+class Board:
+    """TensorBoard's event file, written in this thread.
+
+    tensorboardX's own SummaryWriter gives events to a thread through a queue of ten: on
+    a full disk the thread dies, and the eleventh event waits for ever.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"), f".{start}")
+        # TensorBoard then hides what earlier files say of steps beyond `start`.
+        session = SessionLog(status=SessionLog.START)
+        self._write(start + 1, session_log=session)
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Write scalars of one step, on disk when this returns."""
+        for name, value in values.items():
+            self._write(step, summary=scalar(name, value))
+        self._file.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def close(self) -> None:
+        """Close the file. Every `add` is on disk: what fails here is no loss."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def step_of(line: str) -> float:
+    """The step of a metrics line; infinite for a half-written one."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def duration(secs: float) -> str:
+    """90061 -> "1d1h", 754 -> "12m34s", 5 -> "5s"."""
+    units = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
+    whole = max(int(secs), 0)
+    parts = []
+    for name, size in units:
+        count, whole = divmod(whole, size)
+        if count or parts:
+            parts.append(f"{count}{name}")
+    return "".join(parts[:2]) or "0s"

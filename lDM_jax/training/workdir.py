@@ -1,0 +1,149 @@
+"""A run's directory: created, locked, and checked against the config stored in it.
+
+Owns `.lock` and `config.json`. The lock belongs to the process: it ends with it, also
+by kill -9, and a child that outlives the process does not hold it. What else lies in
+the directory belongs to `recorder` and `checkpoint`.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lDM_jax.arrays import UserError
+from lDM_jax.training.distributed import is_first, together
+
+# Values that may differ between a run and its continuation.
+MAY_CHANGE = {
+    f"train.{name}"
+    for name in (
+        "num_steps",
+        "accumulate_steps",
+        "max_skipped_steps",
+        "skip_spike_sigmas",
+        "log_every_steps",
+        "preview_every_steps",
+        "eval_every_steps",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "keep_every_steps",
+        "keep_best",
+        "best_metric",
+        "best_mode",
+    )
+} | {"data.num_workers", "mesh.data", "mesh.fsdp", "mesh.tensor"}
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class WorkDirectory:
+    """The directory of a run; a context that holds its lock.
+
+    Entering raises UserError, in every process of the run, if another run holds the
+    lock or if the directory was made by another config.
+    """
+
+    def __init__(self, path: Path, config: ConfigDict):
+        self.path = path.absolute()
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        plain = json.loads(config.to_json_best_effort())
+        self.stored_config = {**plain, "versions": versions}
+        self._lock: Any = None
+
+    def __enter__(self) -> "WorkDirectory":
+        with contextlib.ExitStack() as stack, together("opening the work directory"):
+            if is_first():
+                self.path.mkdir(parents=True, exist_ok=True)
+                # "a": the holder's name in it stays readable for whom it refuses.
+                self._lock = stack.enter_context(open(self.path / ".lock", "a+"))
+                self._take()
+                self._check_config()
+                write_json(self.path / "config.json", self.stored_config)
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._held.close()
+
+    def _take(self) -> None:
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise UserError(
+                f"another process is training in {self.path} ({holder}); stop it or "
+                "choose another --workdir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def check(self) -> None:
+        """UserError if the directory vanished, or is no longer the one we locked."""
+        if self._lock is None:
+            return
+        ours = os.fstat(self._lock.fileno())
+        try:
+            there = os.stat(self.path / ".lock")
+        except OSError:
+            there = None
+        if there is None or (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
+            raise UserError(
+                f"work directory {self.path} vanished or was replaced while training; "
+                "checkpoints that were moved with it are intact"
+            ) from None
+
+    def _check_config(self) -> None:
+        """UserError if config.json is there and is another config's."""
+        file = self.path / "config.json"
+        if not file.exists():
+            return
+        try:
+            different = compare(json.loads(file.read_text()), self.stored_config)
+        except (ValueError, AttributeError) as error:  # no JSON, or no object
+            raise UserError(f"{file} is damaged: {error}") from None
+        if different:
+            raise UserError(
+                f"{self.path} was made by a different config: "
+                f"{'; '.join(different)}; choose another --workdir"
+            )
+
+
+def compare(old: dict, new: dict) -> list[str]:
+    """Differences "key: old -> new" of two configs that a continuation may not have.
+
+    A key that one of them does not know equals 0, "" or False, which stand for "not
+    set" in configs: a run goes on with a program that has one more option.
+    """
+    a, b = flatten(old), flatten(new)
+    keys = sorted((a.keys() | b.keys()) - MAY_CHANGE)
+    return [
+        f"{key}: {a.get(key, 'not set')} -> {b.get(key, 'not set')}"
+        for key in keys
+        if (a.get(key) or None) != (b.get(key) or None)
+        and not key.startswith("versions.")
+    ]
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value != {}:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def write_json(file: Path, value: dict) -> None:
+    """Write atomically."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, file)
