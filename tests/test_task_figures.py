@@ -34,7 +34,7 @@ def truth(monkeypatch, key: str = "image"):
     """A model that draws what the held-out pictures are."""
 
     def draw(pipe, fields, options):
-        row, source = datasets.transform(pipe.config, "validation"), None
+        row = datasets.transform(pipe.config, "validation")
         source = datasets.source(pipe.config, "validation")
         batches = data_pipeline.batches_once(source, row, batch_size=len(fields))
         return image.to_uint8(next(iter(batches))[key])
@@ -66,11 +66,13 @@ def test_holes_and_their_mean(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["emoji_layout", "emoji_semantic"])
-def test_real_scenes_are_as_good_as_real_ones(tmp_path, capsys, monkeypatch, name):
+def test_objects_of_scenes_are_recognised(tmp_path, capsys, monkeypatch, name):
+    """Of known emoji nearly all, although at 32 px; of others more than by chance."""
     truth(monkeypatch)
-    found = run(saved(name, tmp_path), "--num", "6", capsys=capsys)
-    assert found["accuracy"] == found["accuracy_real"] > 2 * found["chance"]
-    assert found["objects"] >= 12  # at least two a scene
+    found = run(saved(name, tmp_path), "--num", "32", capsys=capsys)
+    assert found["accuracy_known"] > 0.8
+    assert 1.5 * found["chance"] < found["accuracy"] < found["accuracy_known"]
+    assert found["objects"] >= 64  # at least two a scene
 
 
 @pytest.mark.slow
@@ -96,7 +98,7 @@ def test_a_crop_is_its_box():
 def test_objects_are_told_by_their_nearest_picture():
     source = EmojiSource(split="validation", size_px=32)
     pictures = [source[i]["image"] for i in range(12)]
-    references = objects.on_colour(pictures, 255)
+    references = objects.library(pictures)
     scene = np.full((64, 64, 3), 255, np.uint8)
     layout = [(3, (0.0, 0.0, 0.5, 0.5)), (7, (0.5, 0.5, 0.5, 0.5))]
     for label, (left, top, _, _) in layout:

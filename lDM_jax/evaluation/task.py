@@ -3,7 +3,8 @@
 super_resolution, inpaint   PSNR and SSIM beside the simple ways: bicubic, and the mean
                             of what is known (of the hole alone: psnr_hole)
 layout, semantic            the share of objects that are recognised where they were
-                            asked for (`metrics.objects`), and of the real pictures
+                            asked for (`metrics.objects`); as the judge's bound, of
+                            training scenes, whose objects it knows
 class                       the share of samples recognised as of their class
 
 The first two kinds work with any data; objects and classes are those of the emoji.
@@ -17,7 +18,7 @@ import numpy as np
 from lDM_jax import datasets, image
 from lDM_jax.arrays import UserError
 from lDM_jax.data import pipeline as data_pipeline
-from lDM_jax.data.scenes import DARKEST, trim
+from lDM_jax.data.scenes import trim
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.evaluation.prompts import training_pictures
 from lDM_jax.metrics import objects
@@ -154,27 +155,31 @@ def semantic(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
 
 def drawn_objects(pipe: Pipeline, args, options: dict, key: str) -> tuple[dict, list]:
     """Figures of pictures drawn from the layouts or label maps of held-out scenes."""
+    known = datasets.source(pipe.config, "train")
     source = datasets.source(pipe.config, args.split)
     if pipe.config.data.source != "scenes":
         raise UserError("objects are recognised in scenes of emoji only")
     examples = [source[i] for i in range(args.num)]
     found = draw(pipe, [{key: one[key]} for one in examples], options)
-    library = EmojiSource(split="train", size_px=136)
-    ground = (DARKEST + 255) // 2
-    pictures = [trim(library[i]["image"]) for i in range(len(library))]
-    judge = dict(
-        references=objects.on_colour(pictures, ground), labels=library.group_labels
-    )
-    layouts = [one["layout"] for one in examples]
-    real = np.stack([one["image"][:, :, :3] for one in examples])
+    emoji = EmojiSource(split="train", size_px=136)
+    pictures = [trim(emoji[i]["image"]) for i in range(len(emoji))]
+    judge = dict(references=objects.library(pictures), labels=emoji.group_labels)
+    layouts, real = scenes(examples)
+    known_layouts, known_pictures = scenes([known[i] for i in range(args.num)])
     figures = {
         "accuracy": objects.accuracy(found, layouts, **judge),
-        "accuracy_real": objects.accuracy(real, layouts, **judge),
-        "chance": 1 / len(library.groups),
+        "accuracy_known": objects.accuracy(known_pictures, known_layouts, **judge),
+        "chance": 1 / len(emoji.groups),
         "objects": sum(map(len, layouts)),
     }
     shown = np.stack([drawn_condition(one, key) for one in examples])
     return figures, [shown, found, real]
+
+
+def scenes(examples: list[dict]) -> tuple[list, np.ndarray]:
+    """(layouts, uint8 "n H W 3") of examples of `SceneSource`."""
+    pictures = np.stack([one["image"][:, :, :3] for one in examples])
+    return [one["layout"] for one in examples], pictures
 
 
 # Ten colours that are easily told apart, the background's first.

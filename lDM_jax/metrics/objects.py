@@ -1,8 +1,9 @@
 """Is there, in each box of a picture, what the layout says? By the nearest object.
 
-The crop of a box is compared with pictures of single objects whose labels are known
-(L2 over crops of one size): a crude judge without a learned network. What it makes of
-real pictures is the bound of what it can say of drawn ones.
+The crop of a box, its ground made white, is compared with pictures of single objects
+whose labels are known (L2 over crops of one size): a crude judge without a learned
+network. It knows objects it has pictures of; what it makes of real pictures of these is
+the bound of what it can say of drawn ones.
 """
 
 import numpy as np
@@ -28,22 +29,31 @@ def crop(picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndar
     return image.resample(part, CROP_PX, CROP_PX)
 
 
+def on_white(picture: np.ndarray) -> np.ndarray:
+    """uint8 "H W 3" whose ground, the median of its border, becomes white."""
+    sides = picture[0], picture[-1], picture[:, 0], picture[:, -1]
+    ground = np.median(np.concatenate(sides), axis=0)
+    lifted = picture * (255 / np.maximum(ground, 1))
+    return np.rint(np.minimum(lifted, 255)).astype(np.uint8)
+
+
 def crops(pictures: np.ndarray, layouts: list) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 "n 24 24 3", labels i64 "n") of all objects of the layouts, in order."""
     found, labels = [], []
     for picture, layout in zip(pictures, layouts, strict=True):
+        lifted = on_white(picture)
         for label, box in layout:
-            found.append(crop(picture, box))
+            found.append(crop(lifted, box))
             labels.append(label)
     return np.stack(found), np.asarray(labels)
 
 
-def on_colour(objects: list[np.ndarray], level: int) -> np.ndarray:
-    """RGBA objects of any extent on a grey ground, as crops: uint8 "m 24 24 3"."""
+def library(objects: list[np.ndarray]) -> np.ndarray:
+    """RGBA objects of any extent on white, as crops: uint8 "m 24 24 3"."""
     rows = []
     for pixels in objects:
         alpha = pixels[:, :, 3:].astype(np.float64) / 255
-        laid = np.rint(alpha * pixels[:, :, :3] + (1 - alpha) * level)
+        laid = np.rint(alpha * pixels[:, :, :3] + (1 - alpha) * 255)
         rows.append(image.resample(laid.astype(np.uint8), CROP_PX, CROP_PX))
     return np.stack(rows)
 
