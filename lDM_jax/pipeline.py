@@ -172,7 +172,9 @@ class Pipeline:
             course = course._replace(cond=cond, null=null)
         way = self.planner.way(wanted[0], given[0])
         z = self._programs.whole(way)(self.params, keys, course)
-        return self.finish(z, wanted[0], given[0])
+        pixels = self.finish(z, wanted[0], given[0]._replace(mask=None))
+        pairs = zip(pixels, given, strict=True)
+        return np.stack([paste(picture, canvas) for picture, canvas in pairs])
 
     def place(self, sharding) -> None:
         """Put the parameters where the batches of `each` will be."""
@@ -281,9 +283,7 @@ class Pipeline:
         tiled = request.window_px and not self.model.codec.attends
         options = dict(tile_px=request.window_px, exact=True) if tiled else {}
         pixels = image.to_uint8(jax.device_get(self.decode(z0, **options)))
-        if given.mask is None:
-            return pixels
-        return np.where(given.mask[None] > 0, pixels, image.to_uint8(given.image))
+        return np.stack([paste(picture, given) for picture in pixels])
 
     def to_pixels(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures."""
@@ -332,6 +332,13 @@ class Pipeline:
     def denoise(self, z_t: Array, t: Array, cond: Cond) -> Array:
         """One network evaluation with the EMA weights."""
         return self.trained.denoise(self.params, z_t, t, cond)
+
+
+def paste(picture: np.ndarray, given: Canvas) -> np.ndarray:
+    """The picture, with the given image's pixels wherever the mask is 0."""
+    if given.mask is None:
+        return picture
+    return np.where(given.mask > 0, picture, image.to_uint8(given.image))
 
 
 def shapes(tree) -> tuple:

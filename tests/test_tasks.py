@@ -214,6 +214,24 @@ def test_every_task_draws_by_its_condition(name, request_fields, other, shape):
     assert difference(found, pipe.sample(steps=2, seeds=[0], **other)) > 1
 
 
+def test_a_batch_of_different_pictures_is_each_of_them_alone():
+    """Image, mask and seed of every row are its own."""
+    pipe = drawn("emoji_inpaint")
+    rows = [
+        pipe.resolved(Request(image=picture, mask=mask, seeds=(seed,), steps=2))
+        for seed, (picture, mask) in enumerate(
+            [
+                (PICTURE, HOLE),
+                (255 - PICTURE, HOLE.T[::-1]),
+                (PICTURE[::-1], 255 - HOLE),
+            ]
+        )
+    ]
+    together = pipe.each(rows)
+    for row, picture in zip(rows, together, strict=True):
+        assert difference(picture, next(pipe.run(row))) <= 1
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
