@@ -85,6 +85,7 @@ def main(argv) -> None:
     quiet_orbax()
     steps, mesh = FLAGS.steps, make_mesh()
     config = FLAGS.config
+    config.optimizer.warmup_steps = 0  # which may be longer than these few steps
     # One log line before the measured steps, one after them, one more at the end.
     config.train.update(
         dict(
