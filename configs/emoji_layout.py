@@ -5,9 +5,9 @@
 
 Six objects at most are 20 tokens: three an object and two for the crop. Corners lie on
 17 x 17 points, the edges of the latents' cells, so that a short training meets each of
-them often; the published models have 90 x 90. Labels are
-the nine groups: Activities, Animals & Nature, Flags, Food & Drink, Objects, People &
-Body, Smileys & Emotion, Symbols, Travel & Places.
+them often; the published models have 90 x 90. Labels are the nine groups: Activities,
+Animals & Nature, Flags, Food & Drink, Objects, People & Body, Smileys & Emotion,
+Symbols, Travel & Places.
 """
 
 from configs import common, emoji_scenes

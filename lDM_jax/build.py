@@ -122,7 +122,7 @@ def tokenizer(config: ConfigDict) -> Callable | None:
     """What turns the texts (or boxes) of a task into tokens, None without any."""
     task = config.get("task")
     if task == "layout":
-        return BoxTokenizer(config.text.max_length)
+        return BoxTokenizer(config.text.max_length, config.text.vocab_size)
     if task != "text":
         return None
     if text_kind(config) == "bert":
@@ -266,6 +266,7 @@ def model(config: ConfigDict, codec: Codec) -> Model:
         codec=codec,
         tower=text,
         null_tokens=null_tokens(config) if text is not None else (),
+        log_variance=config.get("loss", {}).get("log_variance", False),
     )
 
 
@@ -326,6 +327,11 @@ def class_encoder(config: ConfigDict) -> ClassConditioner:
     if config.loss.get("drop_rate", 0.0) and not null_class:
         raise UserError(
             "config.loss.drop_rate needs a null class: set config.null_class = True"
+        )
+    if config.num_classes < 1:
+        raise UserError(
+            "config.num_classes = 0 stands for as many as the data has: "
+            "lDM_jax.datasets.resolve(config) counts them"
         )
     width = config.unet.context_width
     return ClassConditioner(
@@ -391,6 +397,7 @@ def optimizer(config: ConfigDict):
     """The optax chain of config.optimizer."""
     section = dict(config.optimizer)
     section["clip_norm"] = section["clip_norm"] or None
+    section["decay_mask"] = section.get("decay_mask") or "all"
     return make_optimizer(num_steps=config.train.num_steps, **section)[0]
 
 
