@@ -19,6 +19,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from lDM_jax.models import kernels
+
 
 def count(function: Callable, *args: Any) -> int:
     """Operations of `function(*args)`; args are arrays or `jax.ShapeDtypeStruct`s.
@@ -26,7 +28,10 @@ def count(function: Callable, *args: Any) -> int:
     A scan counts its body once a step; of the branches of a `cond` the dearest counts.
     Raises ValueError for a `while` loop with products inside: its length is not known.
     """
-    return _jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    with kernels.plain():
+        # a new function: what was traced before may have been of another kind
+        jaxpr = jax.make_jaxpr(lambda *args: function(*args))(*args)
+    return _jaxpr(jaxpr.jaxpr)
 
 
 def _jaxpr(jaxpr: core.Jaxpr) -> int:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Bool, Float, typecheck
+from lDM_jax.models import kernels
 
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 zeros = nn.initializers.zeros_init()
@@ -68,6 +69,7 @@ def conv3x3(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform, st
         padding=((1, 1), (1, 1)),
         kernel_init=init,
         dtype=dtype,
+        conv_general_dilated=kernels.conv_general_dilated,
         name=name,
     )
 
@@ -196,18 +198,26 @@ def attend(query: Array, key: Array, value: Array, mask: Array | None = None) ->
     """softmax(q k^T / sqrt(d)) v over "b n heads d" arrays; softmax in f32.
 
     Uses cuDNN's fused kernel where it applies: GPU, bf16 or f16, d a multiple of 8 and
-    at most 128. `mask` is bool "b heads n m" (broadcastable), True = may attend.
+    at most 128. `mask` "b heads n m" (broadcastable) is bool, True = may attend, or a
+    weight in [0, 1] by which each token counts in the softmax's sum.
     """
     width = query.shape[-1]
+    if mask is None and kernels.fits(query, key, value):
+        return kernels.attention(query, key, value)
+    bias = None
+    if mask is not None and mask.dtype != bool:
+        mask, bias = None, jnp.log(mask).astype(query.dtype)
     fused = (
         jax.default_backend() == "gpu"
         and query.dtype in (jnp.bfloat16, jnp.float16)
         and width % 8 == 0
         and width <= 128
         and mask is None
+        and bias is None
     )
+    kind = "cudnn" if fused else "xla"
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation="cudnn" if fused else "xla"
+        query, key, value, bias, mask=mask, implementation=kind
     )
 
 
@@ -236,7 +246,7 @@ class AttentionBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of `x` to `context` (or to itself); q, k, v without bias.
 
-    mask: True where position n may attend to token m.
+    mask: True where position n may attend to token m, or a weight as in `attend`.
     """
 
     num_heads: int
@@ -249,7 +259,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b n d"],
         context: Float[Array, "b m d2"] | None = None,
-        mask: Bool[Array, "b 1 n m"] | None = None,
+        mask: Bool[Array, "b 1 n m"] | Float[Array, "b 1 n m"] | None = None,
     ) -> Float[Array, "b n d"]:
         context = x if context is None else context
         inner = self.num_heads * self.head_width
@@ -301,7 +311,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Float[Array, "b n d"],
         context: Float[Array, "b m d2"] | None = None,
-        mask: Bool[Array, "b 1 n m"] | None = None,
+        mask: Bool[Array, "b 1 n m"] | Float[Array, "b 1 n m"] | None = None,
     ) -> Float[Array, "b n d"]:
         attention: Callable = lambda name: Attention(  # noqa: E731
             self.num_heads, self.head_width, dtype=self.dtype, name=name
@@ -312,15 +322,15 @@ class TransformerBlock(nn.Module):
 
 
 def region_mask(regions: Array, extent: tuple[int, int], tokens: int) -> Array:
-    """Which of the `tokens` of r texts a position sees: bool "b 1 hw tokens".
+    """How much of the `tokens` of r texts a position sees: [0, 1] "b 1 hw tokens".
 
-    regions "b H W r" at a multiple of `extent`; a coarse position is in a region if any
-    of its cells is. One that is in none sees every text.
+    regions "b H W r" at a multiple of `extent`; a coarse position is in a region as far
+    as any of its cells is. One that is in none sees every text.
     """
     b, height, width, r = regions.shape
     h, w = extent
-    cells = regions.reshape(b, h, height // h, w, width // w, r).max(axis=(2, 4)) > 0
-    cells = cells | ~cells.any(axis=-1, keepdims=True)
+    cells = regions.reshape(b, h, height // h, w, width // w, r).max(axis=(2, 4))
+    cells = jnp.where(cells.max(axis=-1, keepdims=True) > 0, cells, 1)
     return jnp.repeat(cells.reshape(b, 1, h * w, r), tokens // r, axis=-1)
 
 

@@ -7,10 +7,15 @@ XLA's own TPU compiler, which comes with the package `libtpu`, compiles the whol
 training step (with its guard, as the loop runs it) and the whole sampler for the chips
 of the topology. Nothing is allocated. Printed are, for one chip: memory, FLOPs and
 bytes moved, the collectives in the program by kind and size, and the compiler's own
-estimate of the time. With several batch sizes the report goes on until one does not
-fit. FLOPs and bytes are the compiler's count; a loop's body counts once for each step
-where the number of steps is known to it. Collectives count as they stand in the text:
+estimate of the time where it makes one. With several batch sizes the report goes on
+until one does not fit. The compiler's FLOPs leave out what it turns into calls of its
+own; beside them stands our count, of the program's jaxpr (`lDM_jax.flops`), with the
+time it would take at the chips' bf16 peak. Collectives count as they stand in the text:
 one in a loop counts once.
+
+A large network takes the compiler long on few cores. --effort=-1 asks for quick
+compilation (slower programs, and memory only about right); --xla NAME=VALUE,... passes
+options to the compiler.
 """
 
 import os
@@ -37,8 +42,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from lDM_jax import build, tasks
+from lDM_jax import build, datasets, tasks
+from lDM_jax import flops as flop_counts
 from lDM_jax.arrays import UserError
+from lDM_jax.experiment import preview_settings
+from lDM_jax.models import kernels
 from lDM_jax.models.lpips import LPIPS
 from lDM_jax.summary import codec_params
 from lDM_jax.training import autoencoder as stage1
@@ -142,9 +150,7 @@ def _diffusion(config: ConfigDict) -> Abstract:
         accumulate_steps=config.train.accumulate_steps,
         **config.loss,
     )
-    draw = stage2.make_sampler(
-        model, steps=config.sample.steps, sampler=config.sample.sampler
-    )
+    draw = stage2.make_sampler(model, preview_settings(config))
 
     def sample(params, frozen, batch, keys):
         guidance = config.sample.guidance
@@ -175,7 +181,35 @@ def batch_of(row: dict, rows: int, mesh: Mesh) -> dict:
     }
 
 
-def compile_training(config: ConfigDict, what: Abstract, mesh: Mesh, rows: int):
+def work_of(what: Abstract, name: str, rows: int) -> int:
+    """FLOPs of a program over all chips, counted on its jaxpr."""
+    batch = {
+        key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+        for key, leaf in what.row.items()
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(what.stage.init, key)
+    if name == "training step":
+        return flop_counts.count(what.stage.step, state, what.frozen, batch, key)
+    batch.pop("moments", None)
+    keys = jax.eval_shape(lambda key: jax.random.split(key, rows), key)
+    return flop_counts.count(what.sample, state.ema, what.frozen, batch, keys)
+
+
+def counted(what: Abstract, name: str, rows: int, devices: Sequence[Any]) -> str:
+    """Our count of a program for one chip, and the least time that takes it."""
+    work, peak = work_of(what, name, rows), flop_counts.peak_of(devices)
+    line = f"  counted a chip and call: {work / len(devices) / 1e12:.4g} TFLOP"
+    return f"{line}, {1e3 * work / peak:.4g} ms at the bf16 peak" if peak else line
+
+
+def compile_training(
+    config: ConfigDict,
+    what: Abstract,
+    mesh: Mesh,
+    rows: int,
+    options: dict[str, str] | None = None,
+):
     """The compiled update of the loop for a global batch of `rows`."""
     check_batch_size(mesh, rows, config.train.accumulate_steps)
     root = jax.random.key(0)
@@ -189,10 +223,12 @@ def compile_training(config: ConfigDict, what: Abstract, mesh: Mesh, rows: int):
         placed(jax.eval_shape(Guard.start), whole),
         placed(what.frozen, whole),
         batch_of(what.row, rows, mesh),
-    ).compile()
+    ).compile(compiler_options=options or None)
 
 
-def compile_sampler(what: Abstract, mesh: Mesh, rows: int):
+def compile_sampler(
+    what: Abstract, mesh: Mesh, rows: int, options: dict[str, str] | None = None
+):
     """The compiled sampler, rows over the chips, parameters as in training."""
     state = jax.eval_shape(what.stage.init, jax.random.key(0))
     params = placed(state.ema, state_sharding(mesh, state).ema)
@@ -203,7 +239,8 @@ def compile_sampler(what: Abstract, mesh: Mesh, rows: int):
     batch = batch_of(what.row, rows, mesh)
     batch.pop("moments", None)
     sampler = jax.jit(what.sample, out_shardings=where)
-    return sampler.lower(params, frozen, batch, keys).compile()
+    lowered = sampler.lower(params, frozen, batch, keys)
+    return lowered.compile(compiler_options=options or None)
 
 
 def report(compiled: Any) -> list[str]:
@@ -304,17 +341,25 @@ def devices_of(topology: str) -> Sequence[Any]:
     return found.devices
 
 
-def run(config: ConfigDict, topology: str, batches: Sequence[int], parts: str) -> None:
-    """Print the report of one config on one topology."""
+def run(
+    config: ConfigDict,
+    topology: str,
+    batches: Sequence[int],
+    parts: str,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Print the report of one config on one topology. options: the compiler's."""
     devices = devices_of(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
-    what = abstract(config)
+    what = abstract(datasets.resolve(config))
     log.info("%s: %d x %s", topology, len(devices), devices[0].device_kind)
     state = jax.eval_shape(what.stage.init, jax.random.key(0))
     log.info("%s", "\n".join(sharding_table(mesh, state)))
-    programs = {"training step": lambda n: compile_training(config, what, mesh, n)}
+    programs = {
+        "training step": lambda n: compile_training(config, what, mesh, n, options)
+    }
     if what.sample is not None:
-        programs["sampler"] = lambda n: compile_sampler(what, mesh, n)
+        programs["sampler"] = lambda n: compile_sampler(what, mesh, n, options)
     if parts != "both":
         programs = {n: make for n, make in programs.items() if n.startswith(parts)}
     for name, make in programs.items():
@@ -330,6 +375,7 @@ def run(config: ConfigDict, topology: str, batches: Sequence[int], parts: str) -
                 break
             spent = time.perf_counter() - begin
             log.info("%s, batch %d (compiled in %.0f s)", name, rows, spent)
+            lines.insert(2, counted(what, name, rows, devices))
             log.info("%s", "\n".join(lines))
 
 
@@ -341,17 +387,23 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_enum(
         "program", "both", ["both", "training", "sampler"], "What to compile.", values
     )
+    flags.DEFINE_float("effort", 0.0, "-1 (quick) to 1 (thorough).", flag_values=values)
+    flags.DEFINE_list("xla", [], "NAME=VALUE of the compiler.", flag_values=values)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
     )
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         values(list(argv))
+        jax.config.update("jax_exec_time_optimization_effort", values.effort)
+        jax.config.update("jax_memory_fitting_effort", values.effort)
+        options = dict(text.split("=", 1) for text in values.xla)
         config = values.config
         if config is None:
             raise UserError("--config is required, e.g. --config=configs/emoji.py")
         batches = [int(rows) for rows in values.batch] or [config.train.batch_size]
-        run(config, values.topology, batches, values.program)
+        with kernels.plain():  # what this machine does better is not what a TPU does
+            run(config, values.topology, batches, values.program, options)
     except (flags.Error, UserError, ValueError, KeyError, AttributeError) as error:
         line = " ".join(str(error).split())
         sys.stderr.write(f"compile_report: error: {line}\n")
