@@ -100,9 +100,35 @@ def diffusion() -> ConfigDict:
         linear_end=0.0195,
         prediction="eps",
         zero_terminal_snr=False,
+        # of kind "rectified_flow"
+        time_distribution="logit_normal",
+        logit_mean=0.0,
+        logit_std=1.0,
+        # of kind "edm"
+        sigma_data=0.5,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        p_mean=-0.4,
+        p_std=1.0,
     )
-    config.loss = dict(loss="l2", weighting="uniform", drop_rate=0.0)
+    config.loss = dict(
+        loss="l2",
+        weighting="uniform",
+        min_snr_gamma=0.0,
+        log_variance=False,
+        drop_rate=0.0,
+    )
     config.data.cache_latents = False
+    config.data.cache_draws = 0  # of what is random, where latents are cached: 0 is 1
+    config.train.update(
+        dict(
+            ema_stds=(),
+            ema_snapshot_every_steps=0,
+            fd_every_steps=0,
+            fd_images=1000,
+            fd_extractor="",
+        )
+    )
     config.sample = dict(
         sampler="ddim", steps=50, spacing="leading", guidance=1.0, eta=0.0
     )
@@ -115,6 +141,10 @@ def as_classifier(config: ConfigDict) -> ConfigDict:
     config.unet.context_width = 0
     for section in ("text", "rescaler", "low_res", "masks", "sample", "loss"):
         del config[section]
+    for name in ("ema_stds", "ema_snapshot_every_steps"):
+        del config.train[name]
+    for name in ("fd_every_steps", "fd_images", "fd_extractor"):
+        del config.train[name]
     return config
 
 
@@ -137,6 +167,7 @@ def _shared(*, stage: str) -> ConfigDict:
         max_bad_share=0.05,
         num_workers=0,
         limit=0,
+        classes=(),  # noted by training: the names of the data's classes
         scenes=ConfigDict(),
     )
     config.optimizer = dict(
@@ -149,6 +180,7 @@ def _shared(*, stage: str) -> ConfigDict:
         b2=0.999,
         eps=1e-8,
         weight_decay=0.01,
+        decay_mask="",
         clip_norm=0.0,
     )
     config.init_from = dict(path="", only=())
@@ -170,6 +202,7 @@ def _shared(*, stage: str) -> ConfigDict:
         keep_best=0,
         best_metric="loss",
         best_mode="min",
+        wandb="",
     )
     return config
 

@@ -101,7 +101,36 @@ def diffusion_loss(
     *,
     weight: Float[Array, " b"],
     kind: str = "l2",
+    log_variance: Float[Array, " b"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-    """mean_b weight_b mean |prediction - target|^(1 or 2), and each row's error."""
+    """mean_b weight_b mean |prediction - target|^(1 or 2), and each row's error e_b.
+
+    With a learned log-variance u_b the mean is of weight_b e_b / exp(u_b) + u_b, whose
+    minimum over u is at exp(u) = weight e: then every time contributes alike (Karras et
+    al. 2023, arXiv 2312.02696, eq. 14).
+    """
     error = pixel_error(kind, prediction, target).mean(axis=(1, 2, 3))
-    return (weight * error).mean(), error
+    weighted = weight * error
+    if log_variance is not None:
+        weighted = weighted * jnp.exp(-log_variance) + log_variance
+    return weighted.mean(), error
+
+
+@typecheck
+def cosine_series(
+    coefficients: Float[Array, " k"], u: Float[Array, " b"]
+) -> Float[Array, " b"]:
+    """sum_j coefficients_j cos(pi j u), j = 0 .. k-1, of places u in [0, 1]: "b"."""
+    waves = jnp.arange(coefficients.size, dtype=u.dtype)
+    table = jnp.cos(jnp.pi * u[:, None] * waves[None])
+    return (table * coefficients[None]).sum(axis=1)
+
+
+@typecheck
+def by_time(
+    error: Float[Array, " b"], u: Float[Array, " b"], buckets: int
+) -> Float[Array, "2 buckets"]:
+    """Sum of the errors, and their number, in equal buckets of time u in [0, 1]."""
+    place = jnp.clip((buckets * u).astype(jnp.int32), 0, buckets - 1)
+    member = place[:, None] == jnp.arange(buckets)[None]
+    return jnp.stack([jnp.where(member, error[:, None], 0).sum(0), member.sum(0)])

@@ -25,7 +25,13 @@ from lDM_jax.training import distributed, loop
 from lDM_jax.training.checkpoint import quiet_orbax
 from lDM_jax.training.optim import make_optimizer
 from lDM_jax.training.sharding import make_mesh
-from lDM_jax.training.state import Stage, TrainState, ema_update
+from lDM_jax.training.state import (
+    Averages,
+    Stage,
+    TrainState,
+    apply_gradients,
+    with_profiles,
+)
 
 WIDTH = 6
 
@@ -70,6 +76,10 @@ def config(**changes) -> ConfigDict:
         accumulate_steps=1,
         max_skipped_steps=5,
         skip_spike_sigmas=0.0,
+        ema_stds=(),
+        ema_snapshot_every_steps=0,
+        fd_every_steps=0,
+        wandb="",
     )
     train.update({k: v for k, v in changes.items() if k in train})
     rest = {k: v for k, v in changes.items() if k not in train}
@@ -81,12 +91,14 @@ def config(**changes) -> ConfigDict:
 def experiment(settings: ConfigDict) -> SimpleNamespace:
     """What loop.run needs."""
     optimizer, _ = make_optimizer(learning_rate=settings.rate, weight_decay=0.01)
+    averages = Averages(decay=0.9, stds=tuple(settings.train.ema_stds))
 
     def init(key):
         params = {"w": jax.random.normal(key, (WIDTH,)), "b": jnp.zeros(())}
         if settings.ballast:  # numbers that take time to write
             params["ballast"] = jax.random.normal(key, (settings.ballast,))
-        return TrainState.create(params, optimizer)
+        state = TrainState.create(params, optimizer)
+        return with_profiles(state, len(averages.stds))
 
     def step(state, frozen, batch, key):
         def loss(params):
@@ -95,13 +107,10 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
             return jnp.mean(error**2)
 
         value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(jnp.add, state.params, updates)
-        ema = ema_update(state.ema, params, 0.9, state.step + 1)
         since = state.step + 1 - settings.nan_at_step
         bad = (settings.nan_at_step >= 0) & (since >= 0) & (since < settings.nan_steps)
         value = jnp.where(bad, jnp.nan, value)
-        state = TrainState(state.step + 1, params, ema, opt_state)
+        state, _ = apply_gradients(state, grads, optimizer, averages)
         return state, {"loss": value, "gnorm": jnp.abs(grads["b"])}
 
     def preview(state, frozen, batch, key):

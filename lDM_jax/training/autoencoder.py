@@ -30,7 +30,13 @@ from lDM_jax.training.adversary import Adversary, Player
 from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
 from lDM_jax.training.distributed import whole
 from lDM_jax.training.health import diagnose
-from lDM_jax.training.state import Stage, TrainState, averaging
+from lDM_jax.training.state import (
+    Averages,
+    Stage,
+    TrainState,
+    apply_gradients,
+    norms,
+)
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +115,7 @@ def make_stage(
     """
     objective = objective or Objective()
     averages_codes = not network.is_kl and objective.averages_codes
-    average = averaging(ema_decay, ema_std)
+    averages = Averages(ema_decay, ema_std)
     if accumulate_steps > 1 and (adversary is not None or averages_codes):
         raise UserError(
             f"config.train.accumulate_steps = {accumulate_steps}: a discriminator and "
@@ -152,12 +158,8 @@ def make_stage(
             return loss, scalars
 
         grads, scalars = mean_gradients(part_loss, state.params, rows, accumulate_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = average(state.ema, params, state.step + 1)
-        scalars["gnorm"] = optax.tree.norm(grads)
-        done = dict(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        return state.replace(**done), scalars
+        state, norms = apply_gradients(state, grads, optimizer, averages)
+        return state, {**scalars, **norms}
 
     def step(state: AutoencoderState, frozen, batch: Batch, key: Array):
         if accumulate_steps > 1:
@@ -212,11 +214,11 @@ def make_stage(
                 restart_below=objective.restart_below,
             )
             params = with_codebook(params, codebook)
-        ema = average(state.ema, params, state.step + 1)
+        moved = averages.update(state, params)
         scalars |= latent_scalars(network, latent)
-        scalars |= {"loss": loss, "gnorm": optax.tree.norm(grads)}
-        state = AutoencoderState(state.step + 1, params, ema, opt_state, player, codes)
-        return state, scalars
+        scalars |= {"loss": loss, **norms(grads, params, updates)}
+        done = dict(step=state.step + 1, params=params, opt_state=opt_state, **moved)
+        return state.replace(**done, discriminator=player, codes=codes), scalars
 
     infer = jax.jit(network.apply)
     read = jax.jit(adversary.reading) if adversary else None

@@ -2,9 +2,10 @@
 
 Layout of a work directory: `checkpoints/<step>/{state,iterator,guard,config,checksums}`
 and, with an evaluation of that step, `metrics`; `damaged_checkpoints/` holds what could
-not be read. Keys are not stored: they derive from seed and step. A checkpoint says
-nothing of the mesh it was written on: it is restored onto any. With several processes
-all of them call everything here, on one shared disk. The only file that knows orbax.
+not be read, `ema_snapshots/<step>/` averages for `training.posthoc`. Keys are not
+stored: they derive from seed and step. A checkpoint says nothing of the mesh it was
+written on: it is restored onto any. With several processes all of them call everything
+here, on one shared disk. The only file that knows orbax.
 
 Orbax notices a file that is cut short, but not a flipped bit in the numbers, so each
 leaf has a checksum: the sum of its 32-bit words mod 2^32, which does not depend on how
@@ -33,6 +34,7 @@ from lDM_jax.training.distributed import all_agree, is_first
 
 log = logging.getLogger(__name__)
 FOLDER, DAMAGED, POST_MORTEM = "checkpoints", "damaged_checkpoints", "post_mortem"
+SNAPSHOTS = "ema_snapshots"
 ITEMS = ("state", "iterator", "guard", "config", "checksums")
 
 
@@ -123,6 +125,9 @@ class Keep:
                 f"config.train.best_metric = {self.metric!r} is not measured; valid: "
                 f"{', '.join(sorted(metrics))}"
             )
+
+
+ALL = Keep(latest=10**9)
 
 
 class Restored(NamedTuple):
@@ -306,7 +311,19 @@ def load_state(workdir: str | Path) -> dict:
     raise UserError(f"{workdir} has no whole checkpoint yet")
 
 
-def _load_state(folder: Path) -> dict:
+def load_snapshot(workdir: str | Path, step: int) -> list[dict]:
+    """The averages that a run has stored at `step`, nested dicts of numpy arrays.
+
+    UserError for one that is not there, or damaged.
+    """
+    folder = Path(workdir).absolute() / SNAPSHOTS / str(step)
+    try:
+        return _load_state(folder)
+    except Exception as error:  # tensorstore raises bare Exceptions
+        raise UserError(f"{folder} cannot be read: {in_one_line(error)}") from None
+
+
+def _load_state(folder: Path) -> Any:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as reader:
         metadata = reader.metadata(folder / "state").item_metadata.tree

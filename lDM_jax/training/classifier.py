@@ -20,7 +20,7 @@ from lDM_jax.codec import Codec
 from lDM_jax.diffusion import Process
 from lDM_jax.models.classifier import LatentClassifier
 from lDM_jax.training.accumulation import mean_gradients
-from lDM_jax.training.state import Stage, TrainState, averaging
+from lDM_jax.training.state import Averages, Stage, TrainState, apply_gradients
 
 
 def make_stage(
@@ -40,7 +40,7 @@ def make_stage(
     over random times, and accuracy_clean at the first one. accumulate_steps: as in
     `training.diffusion.make_stage`.
     """
-    average = averaging(ema_decay, ema_std)
+    averages = Averages(ema_decay, ema_std)
 
     def init(key: Array) -> TrainState:
         z = jnp.zeros((1, *latent_shape))
@@ -75,11 +75,8 @@ def make_stage(
 
         rows = noisy(z0, t, key), t, batch["label"]
         grads, scalars = mean_gradients(part_loss, state.params, rows, accumulate_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        scalars["gnorm"] = optax.tree.norm(grads)
-        ema = average(state.ema, params, state.step + 1)
-        return TrainState(state.step + 1, params, ema, opt_state), scalars
+        state, norms = apply_gradients(state, grads, optimizer, averages)
+        return state, {**scalars, **norms}
 
     def preview(state: TrainState, frozen, batch: Batch, key: Array):
         del state, frozen, batch, key

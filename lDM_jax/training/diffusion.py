@@ -20,11 +20,21 @@ import optax
 from lDM_jax import image, losses, rng, samplers
 from lDM_jax.arrays import Array, Batch, Cond
 from lDM_jax.codec import Codec
-from lDM_jax.diffusion import Process
+from lDM_jax.diffusion import MIN_SNR_GAMMA, Process
 from lDM_jax.guidance import classifier_free
 from lDM_jax.training.accumulation import in_parts, mean_gradients
 from lDM_jax.training.distributed import whole
-from lDM_jax.training.state import Stage, TrainState, averaging
+from lDM_jax.training.state import (
+    Averages,
+    Stage,
+    TrainState,
+    apply_gradients,
+    with_profiles,
+)
+
+TIME_BUCKETS = 4
+LOG_VARIANCE_WAVES = 16
+LOG_VARIANCE_GAIN = 10.0  # Adam moves u this much faster than a weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Model:
 
     `params` is {"unet": ..., "conditioner": ...}, what trains. `frozen` holds what does
     not: "first_stage" and, with a `tower` (a text encoder that somebody else trained),
-    "text". null_tokens: the empty prompt, as the tower reads it.
+    "text". null_tokens: the empty prompt, as the tower reads it. log_variance: learn,
+    beside them, how large the error is at each time (`losses.diffusion_loss`).
     """
 
     unet: nn.Module
@@ -42,6 +53,7 @@ class Model:
     codec: Codec
     tower: nn.Module | None = None
     null_tokens: tuple[int, ...] = ()
+    log_variance: bool = False
 
     def init(self, key: Array, batch: Batch, z0: Array) -> dict:
         """Random parameters from one example batch and its latents."""
@@ -50,7 +62,10 @@ class Model:
         cond, cond_params = self.conditioner.init_with_output(cond_key, batch)
         t = jnp.zeros(z0.shape[0], jnp.int32)
         unet_params = self.unet.init(unet_key, z0, t, cond)
-        return {"unet": unet_params, "conditioner": cond_params}
+        params = {"unet": unet_params, "conditioner": cond_params}
+        if self.log_variance:
+            params["log_variance"] = {"coefficients": jnp.zeros(LOG_VARIANCE_WAVES)}
+        return params
 
     def condition(
         self,
@@ -75,6 +90,14 @@ class Model:
     def denoise(self, params: dict, z_t: Array, t: Array, cond: Cond) -> Array:
         """One network evaluation, without dropout."""
         return self.unet.apply(params["unet"], z_t, t, cond)
+
+    def log_variance_of(self, params: dict, t: Array) -> Array | None:
+        """u(t) "b", a cosine series in t / T; None where it is not learned."""
+        if not self.log_variance:
+            return None
+        coefficients = params["log_variance"]["coefficients"]
+        place = t.astype(jnp.float32) / self.process.num_timesteps
+        return losses.cosine_series(LOG_VARIANCE_GAIN * coefficients, place)
 
     def _derive(self, frozen: dict, batch: Batch, drop: Array) -> Batch:
         """What the frozen networks make of a batch."""
@@ -107,6 +130,16 @@ class Model:
         return blank
 
 
+@dataclasses.dataclass(frozen=True)
+class PreviewSettings:
+    """How previews are drawn: the sampler's name, its steps, its grid, the guidance."""
+
+    steps: int = 50
+    guidance: float = 1.0
+    name: str = "ddim"
+    spacing: str = "leading"
+
+
 def masked_image(x: Array, mask: Array) -> Array:
     """The picture with -1 (black) where it is to be painted; mask {0, 1} "b H W 1"."""
     return x * (1 - mask) - mask
@@ -126,26 +159,33 @@ def make_stage(
     drop_rate: float = 0.1,
     loss: str = "l2",
     weighting: str = "uniform",
+    min_snr_gamma: float = 0.0,
+    log_variance: bool = False,
     ema_decay: float = 0.9999,
     ema_std: float = 0.0,
+    ema_stds: tuple[float, ...] = (),
     accumulate_steps: int = 1,
-    preview_steps: int = 50,
-    preview_guidance: float = 1.0,
+    preview: PreviewSettings | None = None,
 ) -> Stage:
     """The denoiser's stage; `frozen` as in `Model`.
 
     example_batch: shapes of one batch; latent_shape: (h, w, c) of its latents.
     accumulate_steps: parts of a batch whose gradients are computed one after another.
+    min_snr_gamma: of weighting "min_snr", 0 takes 5. log_variance: as in `Model`.
+    ema_stds: see `Averages`.
     """
-    process, codec = model.process, model.codec
+    model = dataclasses.replace(model, log_variance=log_variance or model.log_variance)
+    process, codec, shown = model.process, model.codec, preview or PreviewSettings()
     losses.check_kind(loss)
-    process.loss_weight(jnp.zeros(1, jnp.int32), kind=weighting)
-    average = averaging(ema_decay, ema_std)
+    weigh = dict(kind=weighting, gamma=float(min_snr_gamma or MIN_SNR_GAMMA))
+    process.loss_weight(jnp.zeros(1, jnp.int32), **weigh)
+    averages = Averages(ema_decay, ema_std, tuple(ema_stds))
 
     def init(key: Array) -> TrainState:
         batch = {name: jnp.asarray(value[:1]) for name, value in example_batch.items()}
         params = model.init(key, batch, jnp.zeros((1, *latent_shape)))
-        return TrainState.create(params, optimizer)
+        state = TrainState.create(params, optimizer)
+        return with_profiles(state, len(averages.stds))
 
     def draw(frozen, batch: Batch, key: Array, parts: int = 1) -> dict:
         """Everything random of a batch, row by row, and what is encoded of it."""
@@ -170,11 +210,16 @@ def make_stage(
         )
         z_t = process.q_sample(z0, eps, t)
         prediction = model.unet.apply(params["unet"], z_t, t, cond, True, rngs=dropout)
-        weight = process.loss_weight(t, kind=weighting)
         total, error = losses.diffusion_loss(
-            prediction, process.target(z0, eps, t), weight=weight, kind=loss
+            prediction,
+            process.target(z0, eps, t),
+            weight=process.loss_weight(t, **weigh),
+            kind=loss,
+            log_variance=model.log_variance_of(params, t),
         )
-        return total, {"loss": total, "error": error.mean()}
+        place = t.astype(jnp.float32) / process.num_timesteps
+        times = losses.by_time(error, place, TIME_BUCKETS)
+        return total, {"loss": total, "error": error.mean(), "times": times}
 
     def step(state: TrainState, frozen, batch: Batch, key: Array):
         dropout_key = rng.stream(key, "dropout")
@@ -187,45 +232,57 @@ def make_stage(
 
         rows = draw(frozen, batch, key, accumulate_steps)
         grads, scalars = mean_gradients(part_loss, state.params, rows, accumulate_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        scalars["gnorm"] = optax.tree.norm(grads)
-        ema = average(state.ema, params, state.step + 1)
-        return TrainState(state.step + 1, params, ema, opt_state), scalars
+        sums, counts = scalars.pop("times")
+        scalars |= time_errors(sums / counts)
+        state, norms = apply_gradients(state, grads, optimizer, averages)
+        return state, {**scalars, **norms}
 
-    sample = jax.jit(make_sampler(model, steps=preview_steps), static_argnums=(3,))
+    sample = jax.jit(make_sampler(model, shown), static_argnums=(3,))
 
-    def preview(state: TrainState, frozen, batch: Batch, key: Array):
+    def look(state: TrainState, frozen, batch: Batch, key: Array):
         del key
         rows = {name: jnp.asarray(value[:16]) for name, value in batch.items()}
         keys = rng.seed_keys(range(len(next(iter(rows.values())))))
-        x = sample(state.ema, frozen, rows, latent_shape, keys, preview_guidance)
+        x = sample(state.ema, frozen, rows, latent_shape, keys, shown.guidance)
         return {"samples": image.grid(image.to_uint8(whole(x)))}
 
     @jax.jit
     def held_out_loss(params, frozen, batch, key):
         rows = draw(frozen, batch, key)
-        return rows_loss(params, frozen, rows, rng.stream(key, "dropout"))[0]
+        return rows_loss(params, frozen, rows, rng.stream(key, "dropout"))[1]
 
     def evaluate(state: TrainState, frozen, batches: Iterable[Batch]):
-        root, values = jax.random.key(0), []
+        root, values, times = jax.random.key(0), [], np.zeros((2, TIME_BUCKETS))
         for index, batch in enumerate(batches):
             rows = int(np.sum(batch["weight"]))
-            whole = {n: v[:rows] for n, v in batch.items() if n != "weight"}
+            full = {n: v[:rows] for n, v in batch.items() if n != "weight"}
             key = rng.key(root, "evaluate", index)
-            values.append((float(held_out_loss(state.ema, frozen, whole, key)), rows))
-        count = sum(rows for _, rows in values)
-        return {"loss": sum(value * rows for value, rows in values) / count}
+            found = held_out_loss(state.ema, frozen, full, key)
+            values.append((float(found["loss"]), float(found["error"]), rows))
+            times += whole(found["times"])
+        loss, error, rows = (np.array(column) for column in zip(*values, strict=True))
+        figures = {"loss": loss @ rows, "error": error @ rows}
+        figures = {name: float(value / rows.sum()) for name, value in figures.items()}
+        with np.errstate(invalid="ignore"):
+            means = time_errors(times[0] / times[1])
+        known = {name: float(v) for name, v in means.items() if np.isfinite(v)}
+        return figures | known  # few rows leave some times without one
 
-    return Stage(init=init, step=step, preview=preview, evaluate=evaluate)
+    return Stage(init=init, step=step, preview=look, evaluate=evaluate)
 
 
-def make_sampler(model: Model, *, steps: int, sampler: str = "ddim") -> Callable:
+def time_errors(means: Array) -> dict:
+    """{"error/t0.00": ..., "error/t0.25": ...}: by where its bucket of t / T begins."""
+    count = len(means)
+    return {f"error/t{k / count:.2f}": mean for k, mean in enumerate(means)}
+
+
+def make_sampler(model: Model, settings: PreviewSettings) -> Callable:
     """(params, frozen, batch, latent_shape, keys, guidance) -> pixels, one trajectory.
 
     Row i depends on keys[i] and its own conditions alone.
     """
-    grid = model.process.grid(steps)
+    grid, sampler = model.process.grid(settings.steps, settings.spacing), settings.name
 
     def sample(params, frozen, batch: Batch, latent_shape, keys: Array, guidance):
         rows = keys.shape[0]

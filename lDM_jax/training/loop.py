@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from lDM_jax import image, rng
 from lDM_jax.arrays import UserError
-from lDM_jax.training.checkpoint import POST_MORTEM, Checkpoints, Keep
+from lDM_jax.training.checkpoint import ALL, POST_MORTEM, SNAPSHOTS, Checkpoints, Keep
 from lDM_jax.training.distributed import first_rows, is_first, preemption
 from lDM_jax.training.guard import Guard, Limits, jit_update
 from lDM_jax.training.recorder import Diverged, Recorder, due
@@ -74,13 +74,19 @@ def train(
     update = jit_update(stage, mesh, shardings, root=root, limits=limits_of(config))
     keep = keep_of(config)
     checkpoints = Checkpoints(directory.path, keep=keep)
+    averages_every = snapshots_every(config)
+    judge = getattr(experiment, "judge", None)
     done = pending = None
     stopping = False
 
     with preemption() as stop, closing(checkpoints, iterator) as opened:
+        if averages_every:
+            snapshots = opened(Checkpoints(directory.path, keep=ALL, folder=SNAPSHOTS))
         state, guard, start = restore_or_init(
             experiment, checkpoints, init_key, shardings, mesh
         )
+        if start and due(start, averages_every, last):  # a kill may have lost it
+            snapshots.save(start, state.profiles, {}, directory.stored_config)
         known = dict(image_flops=image_flops, skipped=int(guard.skipped))
         recorder = opened(Recorder(directory, config, start, **known))
         try:
@@ -98,15 +104,19 @@ def train(
                 saves = due(done, config.checkpoint_every_steps, last) or done == last
                 previews = due(done, config.preview_every_steps, last)
                 evaluates = due(done, config.eval_every_steps, last)
-                if not (saves or previews or evaluates or stopping):
+                judges = judge and due(done, config.fd_every_steps, last)
+                averages = due(done, averages_every, last)
+                looks = previews or evaluates or judges
+                if not (saves or averages or looks or stopping):
                     continue
                 # 4. a run that the guard has ended saves nothing as if it were well
                 recorder.record(pending, check=True)
                 pending, figures = None, None
                 checkpoints.check()
-                if evaluates and keep.best and not stopping:
-                    figures = stage.evaluate(state, frozen, experiment.eval_batches())
-                    keep.check(figures)
+                if (evaluates or judges) and keep.best and not stopping:
+                    figures = measure(experiment, state, frozen, evaluates, judges)
+                    if evaluates and (judges or not judge):
+                        keep.check(figures)
                 # 5. checkpoint, at the last step and on a signal always
                 if saves or stopping:
                     directory.check()
@@ -118,15 +128,20 @@ def train(
                         guard=guard.record(),
                         metrics=figures,
                     )
+                if averages:  # one that is there from before a kill is the same
+                    snapshots.save(done, state.profiles, {}, directory.stored_config)
                 if stopping:
                     break
                 # 6. look at it; this time is not training time
                 if previews:
                     preview(stage, state, frozen, batch, root, directory, done)
-                if evaluates:
-                    batches = experiment.eval_batches
-                    figures = figures or stage.evaluate(state, frozen, batches())
+                if evaluates or judges:
+                    figures = figures or measure(
+                        experiment, state, frozen, evaluates, judges
+                    )
                     recorder.evaluation(done, figures)
+                if looks or done == last:
+                    recorder.report()
                 recorder.restart_clock(done)
             checkpoints.wait()
         except Diverged as trouble:
@@ -136,6 +151,24 @@ def train(
     elif start >= last:
         log.info("nothing to do: step %d of train.num_steps = %d is done", start, last)
     return 0
+
+
+def measure(experiment, state, frozen, evaluates: bool, judges: bool) -> dict:
+    """What is due of the stage's held-out figures and of `experiment.judge`'s."""
+    figures = {}
+    if evaluates:
+        batches = experiment.eval_batches()
+        figures |= experiment.stage.evaluate(state, frozen, batches)
+    if judges:
+        figures |= experiment.judge(state.ema, int(state.step))
+    return figures
+
+
+def snapshots_every(config: ConfigDict) -> int:
+    """After how many steps the averages for `training.posthoc` are stored; 0: never."""
+    if not config.get("ema_stds", ()):
+        return 0
+    return config.ema_snapshot_every_steps or config.checkpoint_every_steps
 
 
 def limits_of(config: ConfigDict) -> Limits:

@@ -1,4 +1,6 @@
-"""What a run says of itself: log line, metrics.jsonl, TensorBoard; of process 0 only.
+"""What a run says of itself: log line, metrics.jsonl, TensorBoard, report.html.
+
+Of process 0 only; Weights & Biases, where config.train.wandb names a project.
 
 Speed is wall time between log lines without saving and looking. `input_wait` is the
 share of it in which the host waited for data; the device may have been busy then. MFU
@@ -23,7 +25,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from lDM_jax import flops
-from lDM_jax.training.distributed import is_first
+from lDM_jax.training import report, wandb_log
+from lDM_jax.training.distributed import is_first, together
 from lDM_jax.training.workdir import WorkDirectory
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,10 @@ class Recorder:
         self.skipped = skipped
         self.compile_secs: float | None = None
         self.metrics = directory.path / "metrics.jsonl"
-        self.board = None
+        self.board = self.service = None
+        if config.get("wandb", ""):
+            with together("starting Weights & Biases"):
+                self.service = wandb_log.open_run(config.wandb, directory)
         if is_first():
             self._forget_after(start)
             self.board = Board(directory.path / "tensorboard", start)
@@ -167,12 +173,14 @@ class Recorder:
     def line(self, step: int, values: dict[str, float], speed: dict[str, float]) -> str:
         """`step  120/2500 loss 0.1423 gnorm 0.61 3.21 it/s 205 img/s wait 0% eta ...`.
 
-        "skipped" appears when something was, "mfu" where it is known.
+        "skipped" appears when something was, "mfu" where it is known; what has a "/" in
+        its name is for metrics.jsonl and the curves.
         """
         total, rate = self.config.num_steps, speed["it_per_sec"]
         head = f"step {step:>{len(str(total))}}/{total}"
         first = [name for name in ("loss", "gnorm") if name in values]
-        hidden = set(first) | ({"skipped"} if not values.get("skipped") else set())
+        hidden = {*first, *(name for name in values if "/" in name)}
+        hidden |= {"skipped"} if not values.get("skipped") else set()
         names = first + sorted(values.keys() - hidden)
         shown = "".join(f" {name} {values[name]:<8.4g}" for name in names)
         left = duration((total - step) / rate) if rate else "?"
@@ -196,12 +204,22 @@ class Recorder:
         plain = {k: v if math.isfinite(v) else None for k, v in values.items()}
         with open(self.metrics, "a") as file:
             file.write(json.dumps({"step": step, **plain}) + "\n")
-        self.board.add({f"{group}/{name}": v for name, v in values.items()}, step)
+        named = {f"{group}/{name}": v for name, v in values.items()}
+        self.board.add(named, step)
+        if self.service is not None:
+            self.service.log(named, step=step)
+
+    def report(self) -> None:
+        """Write report.html anew; what it shows lies in the work directory."""
+        if self.board is not None:
+            report.write(self.directory.path, self.directory.stored_config)
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
+        """Close the TensorBoard file and the run of Weights & Biases."""
         if self.board is not None:
             self.board.close()
+        if self.service is not None:
+            self.service.finish()
 
 
 class Board:

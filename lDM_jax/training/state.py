@@ -1,5 +1,6 @@
-"""What training carries: `TrainState`, its EMA, and the loop's `Stage` contract."""
+"""What training carries: `TrainState`, its averages, the loop's `Stage` contract."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax.arrays import Array, UserError
+from lDM_jax.arrays import Array, Scalars, UserError
 
 
 @flax.struct.dataclass
@@ -30,6 +31,80 @@ class TrainState:
         return cls(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
+@flax.struct.dataclass
+class ProfiledState(TrainState):
+    """`TrainState` with further averages of the parameters, one a profile.
+
+    A class of its own, so that checkpoints of runs without profiles keep their form.
+    """
+
+    profiles: tuple = ()
+
+
+def with_profiles(state: TrainState, count: int) -> TrainState:
+    """The state with `count` profiles, all of them the parameters; 0: as it is."""
+    if not count:
+        return state
+    copies = tuple(jax.tree.map(jnp.array, state.params) for _ in range(count))
+    return ProfiledState(**vars(state), profiles=copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Averages:
+    """The averages of the parameters that a state carries.
+
+    decay, std: of `ema`, see `averaging`. stds: of the profiles, power functions of
+    these widths, from which `training.posthoc` makes others after the run.
+    """
+
+    decay: float = 0.9999
+    std: float = 0.0
+    stds: tuple[float, ...] = ()
+
+    def update(self, state: TrainState, params: Any) -> dict:
+        """{"ema": ...} and, where the state has them, {"profiles": ...}."""
+        step = state.step + 1
+        found = {"ema": averaging(self.decay, self.std)(state.ema, params, step)}
+        if self.stds:
+            found["profiles"] = tuple(
+                averaging(0.0, std)(average, params, step)
+                for std, average in zip(self.stds, state.profiles, strict=True)
+            )
+        return found
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    averages: Averages,
+) -> tuple[TrainState, Scalars]:
+    """One update: (the state behind it, `norms`)."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    moved = averages.update(state, params)
+    done = dict(step=state.step + 1, params=params, opt_state=opt_state, **moved)
+    return state.replace(**done), norms(grads, params, updates)
+
+
+def norms(grads: Any, params: Any, updates: Any) -> Scalars:
+    """Euclidean norms of the gradient (before clipping), the parameters, the update.
+
+    "gnorm", "norm/parameters", "norm/update"; and "gnorm/PART" of each part of the
+    gradient where there are several.
+    """
+    scalars = {
+        "gnorm": optax.tree.norm(grads),
+        "norm/parameters": optax.tree.norm(params),
+        "norm/update": optax.tree.norm(updates),
+    }
+    parts = {name: part for name, part in grads.items() if jax.tree.leaves(part)}
+    if len(parts) > 1:
+        for name, part in parts.items():
+            scalars[f"gnorm/{name}"] = optax.tree.norm(part)
+    return scalars
+
+
 def start_from(state: Any, initial: dict) -> Any:
     """A new state whose parameters and EMA are the given ones, by path "a/b/c".
 
@@ -37,16 +112,21 @@ def start_from(state: Any, initial: dict) -> Any:
     """
 
     def replace(path, leaf):
-        name = "/".join(str(entry.key) for entry in path)
+        keys = [entry.key for entry in path if hasattr(entry, "key")]
+        name = "/".join(str(key) for key in keys)
         if name not in initial:
             return leaf
         values = np.asarray(initial[name]).astype(leaf.dtype)
         sharding = leaf.sharding  # of all processes, each of which has the values
         return jax.make_array_from_callback(leaf.shape, sharding, lambda i: values[i])
 
-    params = jax.tree.map_with_path(replace, state.params)
-    ema = jax.tree.map_with_path(replace, state.ema)
-    return state.replace(params=params, ema=ema)
+    names = ("params", "ema", "profiles")
+    begun = {
+        name: jax.tree.map_with_path(replace, tree)
+        for name, tree in vars(state).items()
+        if name in names
+    }
+    return state.replace(**begun)
 
 
 class Stage(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lDM_jax.arrays import UserError
+from lDM_jax.diffusion import KINDS, keys_of
 from lDM_jax.training.distributed import is_first, together
 
 # Values that may differ between a run and its continuation.
@@ -36,8 +37,15 @@ MAY_CHANGE = {
         "keep_best",
         "best_metric",
         "best_mode",
+        "wandb",
+        "ema_snapshot_every_steps",
+        "fd_every_steps",
+        "fd_images",
+        "fd_extractor",
     )
 } | {"data.num_workers", "mesh.data", "mesh.fsdp", "mesh.tensor"}
+# Compared where both know it: the program notes it, and did not always.
+NOTED = "data.classes"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -119,16 +127,33 @@ def compare(old: dict, new: dict) -> list[str]:
     """Differences "key: old -> new" of two configs that a continuation may not have.
 
     A key that one of them does not know equals 0, "" or False, which stand for "not
-    set" in configs: a run goes on with a program that has one more option.
+    set" in configs: a run goes on with a program that has one more option. Keys of
+    process kinds that neither has are not read and may differ.
     """
     a, b = flatten(old), flatten(new)
-    keys = sorted((a.keys() | b.keys()) - MAY_CHANGE)
+    unread = {f"process.{name}" for name in unread_keys(old) & unread_keys(new)}
+    keys = sorted((a.keys() | b.keys()) - MAY_CHANGE - unread)
     return [
-        f"{key}: {a.get(key, 'not set')} -> {b.get(key, 'not set')}"
+        f"{key}: {shown(a.get(key, 'not set'))} -> {shown(b.get(key, 'not set'))}"
         for key in keys
         if (a.get(key) or None) != (b.get(key) or None)
         and not key.startswith("versions.")
+        and (key != NOTED or key in a)
     ]
+
+
+def shown(value: Any) -> str:
+    """A value in a message, its middle left out where it is long."""
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:58]} ... {text[-57:]}"
+
+
+def unread_keys(config: dict) -> frozenset[str]:
+    """The keys of config.process that its kind does not read."""
+    section = config.get("process", {})
+    kind = section.get("kind", "discrete")
+    every = frozenset().union(*map(keys_of, KINDS))
+    return every - keys_of(kind) if kind in KINDS else frozenset()
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

@@ -1,0 +1,83 @@
+"""Figures of samples while training: what `evaluate generate` says, of the EMA weights.
+
+With config.train.fd_every_steps the loop asks `judge_of`'s function every so many steps
+for the Frechet distance of config.train.fd_images samples, always of the same seeds and
+captions, to the training pictures. Samples are drawn by `bulk` with config.sample's
+settings on all devices; the features of the training pictures are made once and kept in
+WORKDIR/tracking. Few samples make the distance too large, and equally so at each step:
+it is for comparing steps, not for papers.
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from lDM_jax import build
+from lDM_jax.arrays import UserError
+from lDM_jax.evaluation import generate, options
+from lDM_jax.pipeline import Pipeline
+from lDM_jax.training.distributed import is_first, whole
+
+FOLDER = "tracking"
+EMBEDDED = ("emoji", "scenes")
+
+
+def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
+    """(EMA, step) -> {"fd_...": value}; None where the config asks for none.
+
+    UserError for a task that does not draw from noise alone, and where the extractor's
+    weights are not at hand: before the first step.
+    """
+    config = experiment.config
+    train = config.train
+    if not train.get("fd_every_steps", 0):
+        return None
+    if config.task not in ("class", "text", "unconditional"):
+        raise UserError(
+            f"config.train.fd_every_steps = {train.fd_every_steps}: the task "
+            f"{config.task!r} draws from given pictures or layouts; valid: 0"
+        )
+    own = "emoji" if config.data.source in EMBEDDED else options.INCEPTION
+    parser = argparse.ArgumentParser()
+    generate.sampling_arguments(parser)
+    args = parser.parse_args(
+        ["--extractor", train.fd_extractor or own, "--figures", "frechet"]
+    )
+    work = Path(workdir) / FOLDER
+    args.num, args.work, args.bootstrap = train.fd_images, str(work), 0
+    args.batch = 16 * jax.local_device_count()
+    extractors = options.extractors(args)
+    codec, _ = build.first_stage(config)
+    model = build.model(config, codec)
+    held: list[Pipeline] = []
+
+    def judge(ema: Any, step: int) -> dict[str, float]:
+        params = jax.tree.map(whole, ema)
+        if not held:  # so that the trajectory compiles once
+            held.append(Pipeline(config, model, params, experiment.frozen))
+        held[0].trained.params = params
+        out = work / f"step_{step}"
+        name = str(workdir)
+        found = generate.drawn_and_measured(args, held[0], name, out, extractors)
+        held[0].trained.params = {}  # the devices' memory is for training
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("tracking")
+        if is_first():
+            shutil.rmtree(out)
+        return distances(found)
+
+    return judge
+
+
+def distances(found: dict) -> dict[str, float]:
+    """The Frechet distances among the figures, without their intervals."""
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if name.split("_")[0] in ("fid", "fd") and not name.endswith("_95")
+    }

@@ -1,0 +1,67 @@
+"""Another EMA length after the run: python -m lDM_jax.tools.reconstruct_ema.
+
+    python train.py ... --config.train.ema_stds="(0.05, 0.1)"
+    python -m lDM_jax.tools.reconstruct_ema --workdir runs/emoji --std 0.07 --out DIR
+    python -m lDM_jax.tools.evaluate generate --model DIR --num 1000 --out DIR/figures
+
+Writes a weights directory whose parameters are the power-function average of relative
+width --std at --step, made of the averages that the run has stored
+(`lDM_jax.training.posthoc`). Prints a JSON line: `distance` says how far the profile is
+from the one asked for.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lDM_jax import weights
+from lDM_jax.arrays import UserError
+from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.training.posthoc import reconstruct
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Write --out; what was done, for people and programs."""
+    stored = weights.read_config(Path(args.workdir))
+    config = ConfigDict(stored)
+    stds = tuple(config.get("train", {}).get("ema_stds", ()))
+    found = reconstruct(args.workdir, stds, args.std, args.step)
+    config.train.ema_std = args.std
+    weights.save(Path(args.out), config.to_dict(), found.params, half=args.half)
+    return {
+        "std": args.std,
+        "step": found.step,
+        "averages": found.used,
+        "distance": round(found.distance, 5),
+        "out": args.out,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lDM_jax.tools.reconstruct_ema",
+        description=__doc__.splitlines()[0],
+    )
+    parser.add_argument("--workdir", required=True, help="of the run")
+    parser.add_argument("--std", type=float, required=True, help="width, e.g. 0.07")
+    parser.add_argument("--step", type=int, help="default: the last stored one")
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--half", action="store_true", help="store f16")
+    args = parser.parse_args(argv)
+    quiet_orbax()
+    try:
+        result = run(args)
+    except (UserError, OSError) as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"reconstruct_ema: error: {line}\n")
+        return 2
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
