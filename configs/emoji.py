@@ -3,6 +3,7 @@
     python train.py --config=configs/emoji.py --workdir=runs/emoji
     python sample.py --model=runs/emoji --prompt="red heart"
 
+With --config.data.path=DIR it trains on a folder of pictures and captions instead.
 Trains UNet and text transformer from random weights in a quarter of an hour on two
 CPU cores. The shipped `emoji` has the same config and 8,000 steps, the first 3,999 on
 a cosine that was to end at 12,000: 96.3 % prompt accuracy (measured; `python -m

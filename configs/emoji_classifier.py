@@ -13,7 +13,7 @@ from configs import common, emoji
 
 def get_config(arg: str = ""):
     config = common.as_classifier(emoji.base("class"))
-    config.num_classes = 99
+    config.num_classes = 0  # as many as the data has
     config.unet.update(dict(width=32, dropout=0.1))
     config.train.num_steps = 1200
     return common.finish(config, arg)

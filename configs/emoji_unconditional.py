@@ -4,7 +4,8 @@
         --workdir=runs/emoji_unconditional
     python sample.py --model=runs/emoji_unconditional --seeds=0-15
 
-The network of `configs/emoji.py` with attention blocks instead of cross-attention.
+The network of `configs/emoji.py` with attention blocks instead of cross-attention. With
+--config.data.path=DIR it trains on a folder of pictures.
 """
 
 from configs import common, emoji

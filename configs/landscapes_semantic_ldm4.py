@@ -4,7 +4,10 @@
         --workdir=runs/landscapes --config.data.path=DIR \\
         --config.first_stage.path=FIRST_STAGE
 
-DIR: see LANDSCAPES in configs/data.py.
+DIR: see LANDSCAPES in configs/data.py. The shorter side is resized to 384 px (768 for
+`:512`) and a random square of 256 cut out of picture and map alike. The original's data
+and loader were not released: what is known are that extent and the number of labels.
+Maps of your own with fewer labels: --config.num_classes.
 FIRST_STAGE: configs/vq_f4.py. Maps of 182 labels become three channels at the extent of
 the latents. Batch 48, learning rate 4.8e-5, 360k iterations on one A100 (paper, table
 15, which says f = 8 and one head; the release has f = 4 and eight). No figure is

@@ -1,7 +1,8 @@
 """A config's data section -> sources and transforms.
 
-The data sets of `config.data.source`; what each expects of `config.data.path` is in the
-module named:
+Owns what a config leaves to its data (`resolve`), which everything that reads a config
+file calls once. The data sets of `config.data.source`; what each expects of
+`config.data.path` is in the module named:
 
     emoji        embedded, nothing else is needed              data.sources
     scenes       made of the emoji                             data.scenes
@@ -10,6 +11,8 @@ module named:
     tfds         a prepared TensorFlow data set, by its name   data.tfds_source
     coco, openimages   as they are handed out                  data.annotated
     latents      encoded before                                data.latents
+
+The embedded ones take no path: where one is given, it is a folder.
 """
 
 from collections.abc import Callable
@@ -23,14 +26,16 @@ from lDM_jax.data import annotated, sources
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.crop import Crop
 from lDM_jax.data.degrade import RandomCrop
-from lDM_jax.data.folder import FolderSource
+from lDM_jax.data.folder import SMALLEST_SPLIT, FolderSource
 from lDM_jax.data.latents import LatentsSource
 from lDM_jax.data.records import RecordSource
 from lDM_jax.data.scenes import SceneSource
 from lDM_jax.data.tfds_source import TfdsSource
 from lDM_jax.errors import BadExample
 
+EMBEDDED = ("emoji", "scenes")
 HELD_OUT_SCENES = 512
+LOOKED_AT = 500  # captions whose length is examined before training
 CROP = ("crop", "resize_px", "filter", "min_px")  # what they are if not set: `cropping`
 # Task -> the key that its examples need.
 NEEDED = {
@@ -39,6 +44,28 @@ NEEDED = {
     "layout": "layout",
     "semantic": "segmentation",
 }
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Fill in, in place, what a config leaves to its data; returns the config.
+
+    A path in place of an embedded data set is a folder: data.source becomes "folder".
+    num_classes = 0 of a class task becomes the number of the data's classes; another
+    number stays. What is resolved already stays as it is. UserError for classes that
+    cannot be counted, and as `source`.
+    """
+    data = config.data
+    if data.get("path", "") and data.source in EMBEDDED:
+        data.source = "folder"
+    if config.get("task") == "class" and not config.num_classes:
+        found = num_classes(source(config, "train"))
+        if not found:
+            raise UserError(
+                "config.num_classes = 0 means as many as the data has, but "
+                f"config.data.source = {data.source!r} does not say how many: give it"
+            )
+        config.num_classes = found
+    return config
 
 
 def source(config: ConfigDict, split: str):
@@ -56,6 +83,7 @@ def source(config: ConfigDict, split: str):
         raise UserError(f"{error}" + f". {about}" * bool(about)) from None
     if data.source != "latents":
         check_conditions(config, chosen)
+    check_classes(config, chosen)
     limit = data.get("limit", 0)
     return sources.First(chosen, limit) if limit else chosen
 
@@ -132,12 +160,114 @@ def check_conditions(config: ConfigDict, source) -> None:
             f"task {task!r} needs data with a {key}{hint}; config.data.source = "
             f"{config.data.source!r} has {', '.join(sorted([*there, 'image']))}"
         )
-    count = getattr(source, "num_classes", 0)
-    if task == "class" and count > config.num_classes:
+
+
+def class_names(source) -> list[str]:
+    """The names of a source's labels, by number; none without names."""
+    return list(getattr(source, "classes", None) or ())
+
+
+def num_classes(source) -> int:
+    """How many classes a source's labels take; 0 where it does not say."""
+    return getattr(source, "num_classes", 0) or len(class_names(source))
+
+
+def check_classes(config: ConfigDict, source) -> None:
+    """UserError if a class task's data has classes that the config does not know.
+
+    Data has more than config.num_classes, or, where config.data.classes names them,
+    others: labels would mean something else than in training.
+    """
+    if config.get("task") != "class":
+        return
+    count, where = num_classes(source), config.data.path or config.data.source
+    if 0 < config.num_classes < count:
         raise UserError(
-            f"config.num_classes = {config.num_classes}, but {config.data.path} has "
-            f"{count} classes"
+            f"config.num_classes = {config.num_classes}, but {where} has {count} "
+            "classes (0 takes as many as there are)"
         )
+    known, there = config.data.get("classes", ()), class_names(source)
+    if known and there and list(known) != there:
+        pairs = zip([*known, None], [*there, None], strict=False)
+        old, new = next(pair for pair in pairs if pair[0] != pair[1])
+        raise UserError(
+            f"{where} has other classes than this config was trained with "
+            f"({len(known)} then, {len(there)} now): the first that differs was "
+            f"{old!r} and is {new!r}"
+        )
+
+
+def note_classes(config: ConfigDict, source) -> None:
+    """Store the names of a class task's labels as config.data.classes, by number."""
+    names = class_names(source)
+    if config.get("task") == "class" and names:
+        with config.unlocked():
+            config.data.classes = tuple(names)
+
+
+def describe(config: ConfigDict, data, held_out) -> list[str]:
+    """Lines that say what training will read, and what of it is not as one may think.
+
+    data, held_out: sources of the two splits; only names and captions are read.
+    """
+    where = config.data.path or "the embedded set"
+    counts = f"{len(data)} training, {len(held_out)} held-out pictures"
+    lines = [f"data: {counts}, {where} ({config.data.source})"]
+    names = config.data.get("classes", ())
+    if names:
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        lines.append(f"classes: {len(names)} ({some})")
+    files = getattr(data, "files", None)
+    if files is not None and files == getattr(held_out, "files", None):
+        lines.append(
+            "held-out pictures are the training pictures: a folder of fewer than "
+            f"{SMALLEST_SPLIT} is not divided"
+        )
+    if config.train.batch_size > len(data):
+        lines.append(
+            f"a batch of {config.train.batch_size} holds pictures more than once"
+        )
+    if foreign_first_stage(config):
+        lines.append(
+            f"the first stage {config.first_stage.path} knows only embedded pictures "
+            "and spoils others: train one on yours (configs/emoji_autoencoder.py), "
+            "then --config.first_stage.path=ITS_WORKDIR"
+        )
+    cut, looked = cut_captions(config, data)
+    if cut:
+        lines.append(
+            f"{cut} of {looked} captions are longer than config.text.max_length = "
+            f"{config.text.max_length} tokens and lose their end"
+        )
+    return lines
+
+
+def foreign_first_stage(config: ConfigDict) -> bool:
+    """True if the first stage was trained on embedded data, and this is other data."""
+    if "first_stage" not in config or config.data.source in (*EMBEDDED, "latents"):
+        return False
+    stored = build.stored_first_stage(config)
+    return stored.get("config", stored).get("data", {}).get("source") in EMBEDDED
+
+
+def cut_captions(config: ConfigDict, source) -> tuple[int, int]:
+    """(captions that do not fit config.text.max_length, captions looked at).
+
+    Looks at the first LOOKED_AT pictures of a text task's source that can tell its
+    captions without decoding; else (0, 0).
+    """
+    read = getattr(source, "captions_of", None)
+    if config.get("task") != "text" or read is None:
+        return 0, 0
+    tokenizer, cut, looked = build.tokenizer(config), 0, 0
+    for i in range(min(len(source), LOOKED_AT)):
+        try:
+            texts = read(i)
+        except BadExample:
+            continue
+        looked += len(texts)
+        cut += sum(map(tokenizer.loses, texts))
+    return cut, looked
 
 
 def cropping(config: ConfigDict, split: str) -> tuple[Callable | None, Callable | None]:

@@ -25,11 +25,13 @@ from lDM_jax.codec import Codec
 from lDM_jax.data import latents as files
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data.bad_examples import Ledger
+from lDM_jax.errors import BadExample
 
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 LOG_EVERY_SECS = 10.0
+LOOKED_AT = 8  # examples that tell whether pictures have several captions
 
 
 def encoder(
@@ -96,12 +98,19 @@ def encode(
     *,
     limit: int | None = None,
     ledger: Ledger | None = None,
+    name: str = "",
 ) -> dict[str, np.ndarray]:
-    """Moments and conditions of a whole source in memory: dict of "N ..." arrays."""
+    """Moments and conditions of a whole source in memory: dict of "N ..." arrays.
+
+    name: of the lines that tell how far it is; without one there are none.
+    """
     parts, seen = [], 0
+    progress = Progress(f"encoding {name}:", len(data)) if name else None
     for batch in encoded_batches(codec, params, data, row, ledger=ledger):
         parts.append(batch)
         seen += len(batch["moments"])
+        if progress is not None:
+            progress.add(BATCH_SIZE)
         if limit is not None and seen >= limit:
             break
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -121,6 +130,50 @@ def pick(config: ConfigDict, *, draws: int = 1, mirrored: bool | None = None):
         files.Pick(flip=flip, draws=draws, mirrored=mirrored)
         for flip in (config.data.flip, 0.0)
     )
+
+
+def draws_of(config: ConfigDict) -> int:
+    """How often what is random is drawn for a cache: data.cache_draws, at least 1."""
+    return max(1, config.data.get("cache_draws", 0))
+
+
+def frozen_choices(config: ConfigDict, source) -> list[str]:
+    """What a cache draws at random and training then always sees the same, in words."""
+    data, found = config.data, []
+    if data.get("crop", "center") != "center":
+        found.append(f"crop {data.crop!r}")
+    if data.background == "random":
+        found.append("background 'random'")
+    if config.task == "super_resolution" and config.low_res.kind != "bicubic":
+        found.append(f"degradation {config.low_res.kind!r}")
+    if config.task == "text" and has_choices(source):
+        found.append("one of several captions")
+    return found
+
+
+def has_choices(source) -> bool:
+    """True if one of the first pictures that can be read has several captions."""
+    for i in range(min(len(source), LOOKED_AT)):
+        try:
+            if "captions" in source[i]:
+                return True
+        except BadExample:
+            continue
+    return False
+
+
+def warn_of_frozen(config: ConfigDict, source, draws: int) -> None:
+    """A warning that names what a cache of these draws freezes, if it does."""
+    found = frozen_choices(config, source)
+    if found:
+        times = "once" if draws == 1 else f"{draws} times"
+        log.warning(
+            "the latents keep what is random as it was drawn (%s): %s for each "
+            "picture; config.data.cache_draws says how often, cache_latents = False "
+            "draws anew in every epoch",
+            ", ".join(found),
+            times,
+        )
 
 
 def check_task(config: ConfigDict) -> None:
@@ -171,7 +224,8 @@ def plan(
         transform=options(config) | tower_print(frozen, embeddings),
         sources={name: listing(source) for name, source in splits.items()},
         lengths={name: len(source) for name, source in splits.items()},
-        num_classes=getattr(train, "num_classes", 0),
+        num_classes=datasets.num_classes(train),
+        classes=datasets.class_names(train),
         mirrored=bool(config.data.flip),
         **changes,
     )

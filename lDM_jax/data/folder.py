@@ -7,7 +7,8 @@
     DIR/segmentation/**/photo.png
     DIR/**/metadata.jsonl       instead of all these: one line an image, whose fields
                                 are in `metadata`; file names start at its own folder
-    DIR/{train,val,test}/...    any of these layouts a split; without, see `split_files`
+    DIR/{train,val,test}/...    any of these layouts a split; without, or with train/
+                                alone, see `split_files`
 
 Hidden files and folders are left out, links are followed. Files are listed once and
 decoded at every use; nothing is kept in memory but names and lines of metadata. What
@@ -29,6 +30,7 @@ from lDM_jax.errors import BadExample, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 METADATA = "metadata.jsonl"
+PLAN, RECORDS = "cache.json", ".array_record"  # files of other sources
 MAPS = ("images", "segmentation")  # sub-folders of pictures and their label maps
 SMALLEST_SPLIT = 20
 SPLIT_FOLDERS = {
@@ -131,6 +133,7 @@ class FolderSource:
             raise UserError(
                 f"config.data.path = {str(path)!r} holds no images, also not in "
                 f"sub-folders; valid are {', '.join(SUFFIXES)}, or a {METADATA}"
+                + other_source(listed)
             )
         self._names = names
         known = {entry.file: entry for entry in entries}
@@ -240,8 +243,12 @@ class FolderSource:
         """The (first) caption of every image of this split; None without any."""
         if "caption" not in self._keys:
             return None
-        found = [metadata.captions(self._fields(e)) for e in self._entries_here]
+        found = [self.captions_of(i) for i in range(len(self))]
         return [texts[0] if texts else "" for texts in found]
+
+    def captions_of(self, i: int) -> tuple[str, ...]:
+        """All captions of an image of this split; reads no image."""
+        return metadata.captions(self._fields(self._entries_here[i])) or ()
 
     @property
     def classes(self) -> list[str]:
@@ -293,6 +300,17 @@ class FolderSource:
             if entry.caption:
                 digest.update(repr(self._text(entry.caption)).encode())
         return digest.hexdigest()
+
+
+def other_source(listed: list[str]) -> str:
+    """What the files of a folder without images are, if they are known; else ""."""
+    if PLAN in listed:
+        return "; it is a latents cache: set config.data.source = 'latents'"
+    if any(RECORDS in name for name in listed):
+        return "; these are records: set config.data.source = 'array_record'"
+    if any(name.endswith(".tar") for name in listed):
+        return "; tar shards are converted: python -m lDM_jax.tools.convert_webdataset"
+    return ""
 
 
 def check_folder(path: str | Path) -> Path:
@@ -350,10 +368,10 @@ def _map(name: str, skip: int) -> str:
 
 
 def _has_split_folders(files: list[str]) -> bool:
-    """True if all files lie in folders named after splits, "train" among several."""
+    """True if all files lie in folders named after splits, "train" among them."""
     tops = {name.split("/")[0] if "/" in name else "" for name in files}
     named = {SPLIT_FOLDERS.get(top) for top in tops}
-    return None not in named and "train" in named and len(named) > 1
+    return None not in named and "train" in named
 
 
 def _split(files: list[str]) -> dict[str, list[str]]:
@@ -363,6 +381,8 @@ def _split(files: list[str]) -> dict[str, list[str]]:
     parts = {split: [] for split in SPLITS}
     for name in sorted(files):
         parts[SPLIT_FOLDERS[name.split("/")[0]]].append(name)
+    if not (parts["validation"] or parts["test"]):
+        return split_files(files)
     parts["validation"] = parts["validation"] or parts["test"]
     parts["test"] = parts["test"] or parts["validation"]
     return parts

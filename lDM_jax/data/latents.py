@@ -39,7 +39,8 @@ class Plan:
 
     first_stage: fingerprint of its weights. transform: the options that made the
     examples. sources: by split, the fingerprint of its data. lengths: by split, how
-    many examples there are, also those that cannot be used. num_classes: 0 without.
+    many examples there are, also those that cannot be used. num_classes: 0 without;
+    classes: their names by number, where they have names.
     """
 
     first_stage: str
@@ -47,6 +48,7 @@ class Plan:
     sources: dict
     lengths: dict
     num_classes: int = 0
+    classes: list = dataclasses.field(default_factory=list)
     dtype: str = "float16"
     shard_size: int = 1024
     draws: int = 1
@@ -179,6 +181,16 @@ class LatentsSource:
         arrays = self._arrays(shard)
         row = i - int(self._ends[shard])  # from the end
         return {key: values[row] for key, values in arrays.items()}
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels take; 0 without labels."""
+        return self.plan.num_classes
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels, by number; none without names."""
+        return list(self.plan.classes)
 
     @property
     def fingerprint(self) -> str:

@@ -9,11 +9,11 @@
 The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its
 256-px test masks, by which inpainting is compared; they scale with the shorter side of
 the picture. As there, masks of more than half the picture are drawn again. Painted
-share of the area at 256 px, measured on 2,000 masks a kind: the mean, and the range
-from the 5th to the 95th percentile:
+share of the area at 256 px, the mean and the range from the 5th to the 95th percentile
+(`python -m benchmarks.transforms --masks 2000`):
 
-    thick  0.27, 0.06 to 0.47     medium  0.24, 0.02 to 0.42
-    thin   0.27, 0.06 to 0.44     box     0.21, 0.13 to 0.30
+    thick  0.27, 0.06 to 0.48     medium  0.23, 0.02 to 0.42
+    thin   0.27, 0.07 to 0.45     box     0.21, 0.13 to 0.30
     half   0.50                   mixed   0.29, 0.05 to 0.50
 
 Drawing takes 1 ms (thick, medium), 4 to 5 ms (thin) and 0.1 ms (box, half) at that size

@@ -4,7 +4,8 @@
     DIR/validation-*.array_record   the others; without, 90, 5 and 5 % of the records
     DIR/test-*.array_record
     DIR/*.json                      {"classes": [...], "categories": [...]}, their union
-                                    counts: the names of labels, where they have names
+                                    counts: the names of labels, where they have names;
+                                    "num_classes" where they are numbers
 
 A record is a header and files: u32 length of the header (little endian), the header
 as JSON, the bytes of the picture, then those of further files. The header has the
@@ -75,16 +76,18 @@ class RecordSource:
         self._indices = np.arange(len(self._records))
         if not whole:
             self._indices = self._indices[share(len(self._records)) == split]
-        self._names = metadata.Names(*self._stored_names())
+        classes, categories, self._label_count = self._stored_names()
+        self._names = metadata.Names(classes, categories)
         self.conditions = self._conditions()
 
-    def _stored_names(self) -> tuple[set, set]:
-        classes, categories = set(), set()
+    def _stored_names(self) -> tuple[set, set, int]:
+        classes, categories, count = set(), set(), 0
         for file in self.path.glob("*.json"):
             stored = json.loads(file.read_text())
             classes |= set(stored.get("classes", ()))
             categories |= set(stored.get("categories", ()))
-        return classes, categories
+            count = max(count, stored.get("num_classes", 0))
+        return classes, categories, count
 
     def _conditions(self) -> list[str]:
         if not len(self):
@@ -121,6 +124,11 @@ class RecordSource:
     def classes(self) -> list[str]:
         """The names of the labels, sorted; none where they are numbers."""
         return list(self._names.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels take; 0 where the files do not say."""
+        return len(self._names.classes) or self._label_count
 
     @property
     def listing(self) -> str:

@@ -3,9 +3,10 @@
 A source has `len(source)`, `source[i]` (a dict of numpy values and strings, the same at
 every call; BadExample for one that cannot be used) and `fingerprint`, a hash of its
 content and options, by which a cache made from a source knows whether it still fits.
-It may have `conditions`, the keys of its examples besides "image", `num_classes`, and
-`listing`, a fingerprint that reads no picture. Sources are picklable and cheap to copy
-to a worker. What is random belongs to `transforms.py`.
+It may have `conditions`, the keys of its examples besides "image", `num_classes`,
+`classes`, their names by number, and `listing`, a fingerprint that reads no picture.
+Sources are picklable and cheap to copy to a worker. What is random belongs to
+`transforms.py`.
 
 Images are uint8, RGBA "H W 4" or opaque "H W 3", here "S S 4"; `transforms.Composite`
 decides which colour lies behind them, `crop.Crop` what is shown.
@@ -141,6 +142,16 @@ class EmojiSource:
         return list(self._subgroups)
 
     @property
+    def classes(self) -> list[str]:
+        """As `subgroups`."""
+        return self.subgroups
+
+    @property
+    def num_classes(self) -> int:
+        """How many subgroups there are in all splits."""
+        return len(self._subgroups)
+
+    @property
     def groups(self) -> list[str]:
         """The 9 groups of all splits, sorted."""
         return list(self._groups)
@@ -195,6 +206,16 @@ class First:
     def num_classes(self) -> int:
         """How many classes the source's labels take; 0 where it does not say."""
         return getattr(self._source, "num_classes", 0)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the source's labels; none where it does not say."""
+        return list(getattr(self._source, "classes", ()))
+
+    @property
+    def captions_of(self):
+        """The source's function of that name, or None."""
+        return getattr(self._source, "captions_of", None)
 
     @property
     def fingerprint(self) -> str:

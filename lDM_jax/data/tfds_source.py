@@ -56,6 +56,7 @@ class TfdsSource:
             raise UserError(f"TFDS {name!r} has no image; it has {', '.join(features)}")
         label = features["label"] if self._keys["label"] else None
         self.classes = list(getattr(label, "names", None) or ())
+        self.num_classes = getattr(label, "num_classes", None) or 0
         import tensorflow_datasets as tfds
 
         pictures = ["image", self._keys["segmentation"]]
