@@ -14,6 +14,7 @@ from lDM_jax.evaluation.image_sets import Batch, Data, Folder, Part
 from lDM_jax.metrics.frechet import frechet_distance
 from lDM_jax.metrics.statistics import Gaussian, Moments
 from lDM_jax.tools import evaluate
+from lDM_jax.training import distributed
 from tests.reference import rule
 
 COUNT = 300  # more than one part, the last one partial
@@ -92,7 +93,7 @@ def test_files_order_batches_devices_and_hosts_do_not_matter(
     straight = values(figures.measure(*sides, emoji, replicates=3))
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    monkeypatch.setattr(features, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(distributed, "all_agree", lambda holds: holds)
     lonely, folder = dataclasses.replace(emoji, rows=5), Folder(files / "a")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)

@@ -3,7 +3,8 @@
 The list is the field's: resizing and its type, value ranges, rounding, JPEG, mirrored
 references, crops, the wrong split, too few samples, unbalanced classes, dropped and
 doubled rows, equal seeds, normalisation in training mode, low precision, n for n - 1,
-complex roots, statistics of another network of the same width, the best of three.
+complex roots, statistics of another network of the same width, the best of three, each
+figure at its own guidance.
 f32 covariances, n - 1 and complex roots are in test_metrics_statistics.py, value types
 and dropped rows in test_evaluate.py.
 """
@@ -109,6 +110,30 @@ def test_a_reference_is_never_mirrored_and_says_so():
     assert mirrored.record["transform"]["flip"] == 0.0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize_px": 80},
+        {"filter": "linear"},
+        {"size_px": 32},
+        {"background": "random"},
+    ],
+)
+def test_references_of_a_data_set_that_was_cut_otherwise_are_refused(change):
+    """The record of a config's data says all that makes its pictures."""
+    config, _ = build.load_trained("emoji")
+    config.data.limit = 6
+    with config.unlocked():
+        config.data.update(dict(resize_px=0, filter="bicubic"))
+    common = dict(sizes_px=[[64, 64]])
+    a = side("one", **common, **Data(config, "train").record)
+    references.check_same(a, side("same", **common, **Data(config, "train").record))
+    config.data.update(change)
+    b = side("two", **common, **Data(config, "train").record)
+    with pytest.raises(UserError, match="prepared differently .transform"):
+        references.check_same(a, b)
+
+
 def test_the_validation_split_as_reference_is_noticed(emoji):
     a, b = side("samples", width=112), side("held out", width=112, split="validation")
     found = figures.measure(a, b, emoji, kinds=["frechet"], replicates=0)
@@ -204,8 +229,10 @@ def settings(tmp_path, monkeypatch):
 
 
 def test_generate_tells_everything_and_never_picks_the_best(settings, tmp_path, capsys):
-    """One line a set of seeds, all kept; the same command again changes nothing."""
+    """One line a set of seeds and a guidance, with all figures of these pictures, all
+    lines kept; the same command again changes nothing."""
     args, pipe, found = settings
+    args.figures = ["frechet", "score"]
     lines = []
     for first in (0, 100, 0):
         args.first_seed = first
@@ -213,6 +240,7 @@ def test_generate_tells_everything_and_never_picks_the_best(settings, tmp_path, 
         lines.append(generate.drawn_and_measured(args, pipe, "emoji", out, found))
     assert lines[0] == lines[2] and lines[0]["fd_emoji"] != lines[1]["fd_emoji"]
     assert lines[1]["seeds"] == [100, 113] and lines[0]["count"] == 14
+    assert {"fd_emoji", "is_emoji"} <= lines[0].keys()
     wanted = {"config_sha256", "step", "ema", "sampler", "steps", "guidance", "seeds"}
     assert wanted | {"weights_sha256", "prepared_emoji", "reference"} <= set(lines[0])
     written = (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()
@@ -226,6 +254,7 @@ def test_generate_tells_everything_and_never_picks_the_best(settings, tmp_path, 
 
 @pytest.mark.slow
 def test_a_sweep_shows_every_value(settings, tmp_path, monkeypatch, capsys):
+    """Equal settings under two names draw the same; other seeds do not."""
     pytest.importorskip("matplotlib", reason="needs requirements-dev.txt")
     args, pipe, _ = settings
     monkeypatch.setattr(sweep.Pipeline, "load", lambda name: pipe)
@@ -236,6 +265,11 @@ def test_a_sweep_shows_every_value(settings, tmp_path, monkeypatch, capsys):
     assert lines[0].startswith("| steps | fd_emoji") and len(lines) == 4
     with Image.open(tmp_path / "sweep" / "sweep.png") as plot:
         assert plot.size[0] > 100
-    args.values = ["many"]
+    for over, values in (("sampler", ["ddim", "euler"]), ("first_seed", ["0", "90"])):
+        args.sampler, args.first_seed, args.over, args.values = "ddim", 0, over, values
+        first, second = sweep.run(args)["fd_emoji"]
+        # DDIM without noise is Euler's method; rounding may move single levels
+        assert (first == pytest.approx(second, rel=1e-3)) == (over == "sampler")
+    args.over, args.values = "steps", ["many"]
     with pytest.raises(UserError, match="are ints"):
         sweep.run(args)

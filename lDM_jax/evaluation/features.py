@@ -17,12 +17,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
 
 from lDM_jax.arrays import UserError
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.image_sets import ImageSet, digest
 from lDM_jax.metrics.statistics import Gaussian, Moments
+from lDM_jax.training.distributed import together
 
 PART = 256
 BLOCK = 2048
@@ -145,17 +145,17 @@ def extract(
     """
     folder = Path(folder)
     record = {**extractor.record(), **pictures.record}
-    begin(folder, {**record, "identity": pictures.identity, "count": len(pictures)})
-    starts = range(0, len(pictures), PART)
-    for number, start in enumerate(starts):
-        if number % jax.process_count() != jax.process_index():
-            continue
-        indices = range(start, min(start + PART, len(pictures)))
-        if not (folder / f"{number:06d}.json").is_file():
-            write_part(folder, number, pictures, extractor, indices)
-        report(len(indices))
-    if jax.process_count() > 1:
-        sync_global_devices("features")
+    with together("making features"):
+        identity = {"identity": pictures.identity, "count": len(pictures)}
+        begin(folder, {**record, **identity})
+        starts = range(0, len(pictures), PART)
+        for number, start in enumerate(starts):
+            if number % jax.process_count() != jax.process_index():
+                continue
+            indices = range(start, min(start + PART, len(pictures)))
+            if not (folder / f"{number:06d}.json").is_file():
+                write_part(folder, number, pictures, extractor, indices)
+            report(len(indices))
     return Bank(folder, len(pictures), record)
 
 

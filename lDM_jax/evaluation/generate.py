@@ -21,12 +21,14 @@ from lDM_jax.data import sources
 from lDM_jax.evaluation import figures, options
 from lDM_jax.evaluation.compare import of_sides
 from lDM_jax.evaluation.extractors import Extractor
+from lDM_jax.evaluation.features import write
 from lDM_jax.evaluation.image_sets import Batch, Data
 from lDM_jax.evaluation.references import Side, of_pictures, open_side
 from lDM_jax.metrics import bootstrap
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.requests import Request
 from lDM_jax.training.checkpoint import FOLDER, finished_steps
+from lDM_jax.training.distributed import from_first, is_first, together
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +51,8 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the model's own data, for the reference and the captions",
     )
     parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--sampler")
-    parser.add_argument("--eta", type=float, default=0.0)
-    parser.add_argument("--batch", type=int, default=32, help="over all devices")
+    options.add_sampling(parser)
+    parser.add_argument("--batch", type=int, default=32, help="over a host's devices")
     options.add_extractors(parser, default=options.INCEPTION)
     options.add_measuring(parser)
 
@@ -88,7 +87,7 @@ def drawn_and_measured(
     }
     check_identity(out, identity)
     samples = out / "samples.npz"
-    if not samples.exists():
+    if not from_first(samples.exists()):
         with options.progress("drawing") as report:
             for count in bulk.generate(
                 pipe,
@@ -106,8 +105,9 @@ def drawn_and_measured(
         if prompts and extractor.embed_texts is not None:
             result |= clip_score(args, mine, extractor, prompts)
         result["reference"] = reference.name
-    if jax.process_index() == 0:
-        append(out / "metrics.jsonl", result)
+    with together("writing the figures"):
+        if is_first():
+            append(out / "metrics.jsonl", result)
     return result
 
 
@@ -133,10 +133,7 @@ def request_of(args: argparse.Namespace, pipe: Pipeline) -> tuple[Request, list[
             prompt=prompts[0] if prompts else None,
             label=0 if classes else None,
             seeds=(args.first_seed,),
-            steps=args.steps,
-            guidance=args.guidance,
-            sampler=args.sampler,
-            eta=args.eta,
+            **options.sampling(args),
         )
     )
     return dataclasses.replace(request, label=None), prompts
@@ -146,10 +143,11 @@ def check_identity(out: Path, identity: dict) -> None:
     """UserError if the folder has samples of another request."""
     file = out / "request.json"
     text = json.dumps(identity, sort_keys=True)
-    if file.is_file() and file.read_text() != text:
-        raise UserError(f"{out} holds samples of another request: give a new --out")
-    if jax.process_index() == 0:
-        file.write_text(text)
+    with together("reading the folder of samples"):
+        if file.is_file() and file.read_text() != text:
+            raise UserError(f"{out} holds samples of another request: give a new --out")
+        if is_first():
+            write(file, lambda stream: stream.write(text.encode()))
 
 
 def sides(

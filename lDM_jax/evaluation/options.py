@@ -8,13 +8,50 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
+from lDM_jax import image
 from lDM_jax.arrays import UserError
 from lDM_jax.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
 from lDM_jax.evaluation.figures import KINDS, Report
+from lDM_jax.training.distributed import is_first
 
 INCEPTION = "inception"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model, required."""
+    parser.add_argument("--model", required=True, help="shipped name or directory")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """--steps, --guidance, --sampler, --eta: how pictures are drawn."""
+    parser.add_argument("--steps", type=int, help="default: the model's")
+    parser.add_argument("--guidance", type=float, help="default: the model's")
+    parser.add_argument("--sampler", help="default: the model's")
+    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1")
+
+
+def sampling(args: argparse.Namespace) -> dict:
+    """The flags of `add_sampling` as fields of a request; None: the model's own."""
+    names = ("steps", "guidance", "sampler", "eta")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_sheet(parser: argparse.ArgumentParser) -> None:
+    """--out, a directory for pictures to look at."""
+    parser.add_argument("--out", help="directory for a sheet of pictures")
+
+
+def write_sheet(
+    args: argparse.Namespace, name: str, pictures: np.ndarray, columns: int
+) -> None:
+    """name.png in --out, uint8 "n H W 3" in rows; nothing without --out."""
+    if args.out:
+        out = Path(args.out).expanduser()
+        out.mkdir(parents=True, exist_ok=True)
+        image.write_png(out / f"{name}.png", image.grid(pictures, columns=columns))
 
 
 def add_extractors(parser: argparse.ArgumentParser, *, default: str) -> None:
@@ -90,6 +127,8 @@ def progress(title: str) -> Iterator[Callable[[int], None]]:
 
 
 def warn(report: Report) -> None:
-    """Print the warnings, one a line."""
+    """Print the warnings, one a line, on one host."""
+    if not is_first():
+        return
     for text in report.warnings:
         sys.stderr.write(f"evaluate: warning: {text}\n")

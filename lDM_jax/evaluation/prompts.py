@@ -4,7 +4,6 @@ Needs a model of captioned emoji; `metrics.recognition` is the judge.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from lDM_jax import image
 from lDM_jax.arrays import UserError
 from lDM_jax.data import sources
 from lDM_jax.data.transforms import Composite
+from lDM_jax.evaluation import options
 from lDM_jax.metrics.recognition import recognise
 from lDM_jax.pipeline import Pipeline
 
@@ -20,15 +20,13 @@ DRAWS = ("captions", "subgroups")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--model", required=True, help="shipped name or directory")
+    options.add_model(parser)
     parser.add_argument("--captions", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=8, help="samples a caption")
     parser.add_argument("--draw", choices=DRAWS, default="captions")
     parser.add_argument("--draw_seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--sampler")
-    parser.add_argument("--out", help="directory for a picture sheet")
+    options.add_sampling(parser)
+    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -37,8 +35,8 @@ def run(args: argparse.Namespace) -> dict:
     source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
     chosen = draw_captions(source, args.captions, draw=args.draw, seed=args.draw_seed)
     captions = [source.captions[i] for i in chosen]
-    options = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
-    pictures = pipe.sample(prompt=captions, seeds=range(args.seeds), **options)
+    drawing = options.sampling(args)
+    pictures = pipe.sample(prompt=captions, seeds=range(args.seeds), **drawing)
     references = training_pictures(source)
     result = recognise(
         pictures,
@@ -46,14 +44,10 @@ def run(args: argparse.Namespace) -> dict:
         references=references,
         labels=source.labels,
     )
-    if args.out:
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        rows = pictures.reshape(len(chosen), args.seeds, *pictures.shape[1:])
-        rows = np.concatenate([references[chosen][:, None], rows], axis=1)
-        sheet = image.grid(rows.reshape(-1, *rows.shape[2:]), columns=args.seeds + 1)
-        image.write_png(out / "prompts.png", sheet)
-    request = pipe.resolved_defaults(**options)
+    rows = pictures.reshape(len(chosen), args.seeds, *pictures.shape[1:])
+    rows = np.concatenate([references[chosen][:, None], rows], axis=1)
+    rows = rows.reshape(-1, *rows.shape[2:])
+    options.write_sheet(args, "prompts", rows, args.seeds + 1)
     return {
         "metric": "prompt_accuracy",
         "model": args.model,
@@ -63,7 +57,7 @@ def run(args: argparse.Namespace) -> dict:
         "seeds": args.seeds,
         "draw": args.draw,
         "draw_seed": args.draw_seed,
-        **request,
+        **pipe.resolved_defaults(**drawing),
     }
 
 
@@ -81,7 +75,10 @@ def draw_captions(
     labels = source.labels
     present = np.unique(labels)
     if count > len(present):
-        raise UserError(f"--captions={count}: there are {len(present)} subgroups")
+        raise UserError(
+            f"{count} captions of different subgroups: there are {len(present)} "
+            "subgroups"
+        )
     chosen = rng.choice(present, count, replace=False)
     return np.array([rng.choice(np.flatnonzero(labels == label)) for label in chosen])
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lDM_jax import build, datasets, image
 from lDM_jax.arrays import UserError
+from lDM_jax.config_file import change
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
 from lDM_jax.evaluation import options
@@ -30,8 +31,15 @@ BATCH = 16
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--model", required=True, help="shipped name or directory")
+    options.add_model(parser)
     parser.add_argument("--split", choices=sources.SPLITS, default="validation")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of its config: data.path=DIR measures it on your own pictures",
+    )
     parser.add_argument(
         "--lpips",
         nargs="?",
@@ -39,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VGG16",
         help="also LPIPS; weights from this file, else the cache or a download",
     )
-    parser.add_argument("--out", help="directory for a picture sheet")
+    options.add_sheet(parser)
     options.add_extractors(parser, default="")
     options.add_measuring(parser)
 
@@ -49,22 +57,19 @@ def run(args: argparse.Namespace) -> dict:
     config, params = build.load_trained(args.model)
     if config.stage != "autoencoder":
         raise UserError(f"{args.model} is no first stage (stage: {config.stage})")
+    config = change(config, args.set)
     network = build.autoencoder(config.autoencoder)
     source = datasets.source(config, args.split)
     row = datasets.transform(config, args.split, flip=0.0)
-    infer, rows, sheet = jax.jit(network.apply), [], None
+    infer, rows, sheet = jax.jit(network.apply), [], []
     lpips = None if args.lpips is None else make_distance(args.lpips)
     for batch in data_pipeline.batches_once(source, row, batch_size=BATCH):
         real = batch["weight"] > 0
         x_hat = image.to_uint8(infer(params, batch["image"])[real])
         x = image.to_uint8(batch["image"][real])
         rows.append(reconstruction_metrics(x_hat, x, lpips=lpips))
-        if sheet is None:
-            sheet = image.grid(np.concatenate([x, x_hat]), columns=len(x))
-    if args.out:
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        image.write_png(out / "reconstruction.png", sheet)
+        sheet = sheet or [x, x_hat]
+    options.write_sheet(args, "reconstruction", np.concatenate(sheet), len(sheet[0]))
     figures = {}
     for name, summary in summarise(rows).items():
         figures |= {name: round(summary.mean, 4), f"{name}_std": round(summary.std, 4)}

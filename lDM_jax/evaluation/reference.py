@@ -10,6 +10,7 @@ from lDM_jax.data import sources
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.image_sets import Data, Folder, ImageSet
 from lDM_jax.evaluation.references import of_pictures, save
+from lDM_jax.training.distributed import is_first, together
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> dict:
         folder = work / f"reference-{extractor.name}-{extractor.resize}"
         with options.progress(f"{extractor.name} {pictures.name}") as report:
             side = of_pictures(pictures, extractor, folder, report=report)
-        save(out, side, pictures)
+        with together("writing the reference"):
+            if is_first():
+                save(out, side, pictures)
     return {"metric": "reference", "out": str(out), "record": side.record}
 
 

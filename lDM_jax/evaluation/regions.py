@@ -2,78 +2,121 @@
 
 Two prompts, each for one half of a picture that is drawn in two windows of the model's
 own extent, which overlap by a quarter. A half is recognised by the same half of the
-nearest training picture, as in `evaluate prompts`.
+nearest training picture, as in `evaluate prompts`. The pairs are drawn: captions of
+different subgroups, every subgroup at most once in all; or one pair is given. The
+interval is over pairs, which differ far more than seeds do.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
-from lDM_jax import image
 from lDM_jax.arrays import UserError
 from lDM_jax.data import sources
-from lDM_jax.evaluation.prompts import training_pictures
+from lDM_jax.evaluation import options
+from lDM_jax.evaluation.figures import Report
+from lDM_jax.evaluation.prompts import draw_captions, training_pictures
+from lDM_jax.metrics import bootstrap
 from lDM_jax.metrics.recognition import nearest
 from lDM_jax.pipeline import Pipeline
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--model", required=True, help="shipped name or directory")
-    parser.add_argument("--left", default="pizza", help="a training caption")
-    parser.add_argument("--right", default="teddy bear", help="a training caption")
+    options.add_model(parser)
+    parser.add_argument("--pairs", type=int, default=20, help="pairs to draw")
+    parser.add_argument("--draw_seed", type=int, default=0)
+    parser.add_argument("--left", help="a training caption, with --right: one pair")
+    parser.add_argument("--right", help="a training caption")
     parser.add_argument("--regional", default="latent", help="attention or latent")
-    parser.add_argument("--seeds", type=int, default=32)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--sampler")
-    parser.add_argument("--out", help="directory for a picture sheet")
+    parser.add_argument("--seeds", type=int, default=8, help="pictures a pair")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="replicates")
+    options.add_sampling(parser)
+    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Share of seeds that put each of two things on its side."""
+    """Share of pictures that show each of two things on its side."""
     pipe = Pipeline.load(args.model)
     side = pipe.config.data.size_px
     source = sources.EmojiSource(split="train", size_px=side)
-    for prompt in (args.left, args.right):
-        if prompt not in source.captions:
-            raise UserError(f"{prompt!r} is no caption of the training emoji")
-    options = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
-    cell = pipe.model.codec.factor
-    width = 2 * side - cell * (side // cell // 4)
-    pictures = pipe.sample(
-        prompt=args.left,
-        regions=[(args.left, (0, 0, 0.5, 1)), (args.right, (0.5, 0, 0.5, 1))],
-        regional=args.regional,
-        size_px=(side, width),
-        window_px=side,
-        seeds=range(args.seeds),
-        **options,
-    )
-    half = width // 2
-    references = training_pictures(source)
-    left = shows(pictures[:, :, :half], references[:, :, :half], source, args.left)
-    right = shows(pictures[:, :, -half:], references[:, :, -half:], source, args.right)
-    if args.out:
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        image.write_png(out / "regions.png", image.grid(pictures, columns=4))
+    pairs, references = pairs_of(args, source), training_pictures(source)
+    drawn, hits = [], []
+    for pair in pairs:
+        pictures = draw(pipe, args, *(source.captions[i] for i in pair))
+        half = pictures.shape[2] // 2
+        sides = (slice(half), slice(-half, None))
+        hits.append(
+            [
+                shows(pictures[:, :, part], references[:, :, part], source.labels, i)
+                for part, i in zip(sides, pair, strict=True)
+            ]
+        )
+        drawn.append(pictures)
+    options.write_sheet(args, "regions", np.concatenate(drawn), args.seeds)
+    left, right = np.moveaxis(np.array(hits), 1, 0)
     return {
         "metric": "regions",
         "model": args.model,
-        "left": args.left,
-        "right": args.right,
         "regional": args.regional,
+        "pairs": len(pairs),
         "seeds": args.seeds,
-        "accuracy_left": round(float(left.mean()), 4),
-        "accuracy_right": round(float(right.mean()), 4),
-        "accuracy_both": round(float((left & right).mean()), 4),
-        **pipe.resolved_defaults(**options),
+        "draw_seed": None if args.left else args.draw_seed,
+        **shares(left, right, args.bootstrap),
+        "both_of_pairs": [
+            [source.captions[i], source.captions[j], float(share)]
+            for (i, j), share in zip(pairs, (left & right).mean(axis=1), strict=True)
+        ],
+        **pipe.resolved_defaults(**options.sampling(args)),
     }
 
 
-def shows(halves, references, source, prompt: str) -> np.ndarray:
-    """bool "n": is the nearest reference of the prompt's subgroup?"""
+def pairs_of(args: argparse.Namespace, source: sources.EmojiSource) -> np.ndarray:
+    """Indices i64 "n 2" of captions: the given pair, or drawn ones.
+
+    UserError for a caption that is none, and for more pairs than there are subgroups.
+    """
+    if not args.left and not args.right:
+        if args.pairs < 1:
+            raise UserError(f"--pairs={args.pairs}: give at least 1")
+        count, seed = 2 * args.pairs, args.draw_seed
+        return draw_captions(source, count, draw="subgroups", seed=seed).reshape(-1, 2)
+    for prompt in (args.left, args.right):
+        if prompt not in source.captions:
+            raise UserError(
+                f"{prompt!r} is no caption of the training emoji: give --left and "
+                "--right, or neither"
+            )
+    return np.array([[source.captions.index(p) for p in (args.left, args.right)]])
+
+
+def draw(pipe: Pipeline, args: argparse.Namespace, left: str, right: str) -> np.ndarray:
+    """Pictures uint8 "n H W 3" of two prompts, one for each half."""
+    side, cell = pipe.config.data.size_px, pipe.model.codec.factor
+    return pipe.sample(
+        prompt=left,
+        regions=[(left, (0, 0, 0.5, 1)), (right, (0.5, 0, 0.5, 1))],
+        regional=args.regional,
+        size_px=(side, 2 * side - cell * (side // cell // 4)),
+        window_px=side,
+        seeds=range(args.seeds),
+        **options.sampling(args),
+    )
+
+
+def shows(
+    halves: np.ndarray, references: np.ndarray, labels: np.ndarray, wanted: int
+) -> np.ndarray:
+    """bool "n": has the nearest reference the label of reference `wanted`?"""
     index = nearest(np.ascontiguousarray(halves), np.ascontiguousarray(references))
-    return source.labels[index] == source.labels[source.captions.index(prompt)]
+    return labels[index] == labels[wanted]
+
+
+def shares(left: np.ndarray, right: np.ndarray, replicates: int) -> dict:
+    """Means of hits bool "pairs seeds", with intervals over pairs where several are."""
+    drawn = bootstrap.counts(len(left), replicates if len(left) > 1 else 0)
+    found = {}
+    for name, hit in (("left", left), ("right", right), ("both", left & right)):
+        figure = bootstrap.mean_figure(hit.mean(axis=1), drawn)
+        found[f"accuracy_{name}"] = bootstrap.Figure(*np.clip(figure, 0, 1).tolist())
+    return Report(found, {}, []).as_json()

@@ -1,9 +1,10 @@
 """evaluate sweep: a figure over guidance scales, steps, or models (EMA lengths).
 
 Every value is one `generate` in a folder of its own, so that a stopped sweep continues.
-The pictures of all values have the same seeds and captions. Writes sweep.md, a table,
-and sweep.png, a plot with the intervals (needs matplotlib). Models are given by name or
-directory: the averages of one run over several EMA lengths, for example.
+The pictures of all values have the same seeds and captions, but for --over first_seed,
+which shows how far figures move from one set of seeds to the next. Writes sweep.md, a
+table, and sweep.png, a plot with the intervals (needs matplotlib). Models are given by
+name or directory: the averages of one run over several EMA lengths, for example.
 """
 
 import argparse
@@ -14,8 +15,16 @@ from lDM_jax.arrays import UserError
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.generate import drawn_and_measured, sampling_arguments
 from lDM_jax.pipeline import Pipeline
+from lDM_jax.training.distributed import is_first
 
-OVER = {"guidance": float, "steps": int, "eta": float, "model": str}
+OVER = {
+    "guidance": float,
+    "steps": int,
+    "eta": float,
+    "first_seed": int,
+    "sampler": str,
+    "model": str,
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +53,10 @@ def run(args: argparse.Namespace) -> dict:
         folder = out / f"{args.over}-{str(value).strip('/').replace('/', '_')}"
         model = pipe or Pipeline.load(name)
         rows.append(drawn_and_measured(args, model, name, folder, found))
-    names = figure_names(rows)
-    (out / "sweep.md").write_text(table(args.over, values, rows, names))
-    plotted = plot(out / "sweep.png", args.over, values, rows, names)
+    names, plotted = figure_names(rows), False
+    if is_first():
+        (out / "sweep.md").write_text(table(args.over, values, rows, names))
+        plotted = plot(out / "sweep.png", args.over, values, rows, names)
     return {
         "metric": "sweep",
         "over": args.over,
@@ -102,7 +112,8 @@ def plot(
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
-    places = range(len(values)) if over == "model" else values
+    named = OVER[over] is str
+    places = range(len(values)) if named else values
     for index, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, index + 1)
         heights = [row[name] for row in rows]
@@ -110,7 +121,7 @@ def plot(
         axes.errorbar(places, heights, yerr=reach, marker="o", capsize=3)
         axes.set_xlabel(over)
         axes.set_title(name)
-        if over == "model":
+        if named:
             axes.set_xticks(list(places), [Path(value).name for value in values])
     figure.savefig(file, dpi=120)
     return True

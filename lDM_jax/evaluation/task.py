@@ -11,15 +11,16 @@ The first two kinds work with any data; objects and classes are those of the emo
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 from lDM_jax import datasets, image
 from lDM_jax.arrays import UserError
 from lDM_jax.data import pipeline as data_pipeline
+from lDM_jax.data import sources
 from lDM_jax.data.scenes import trim
 from lDM_jax.data.sources import EmojiSource
+from lDM_jax.evaluation import options
 from lDM_jax.evaluation.prompts import training_pictures
 from lDM_jax.metrics import objects
 from lDM_jax.metrics.recognition import recognise
@@ -30,13 +31,11 @@ from lDM_jax.requests import Request
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--model", required=True, help="shipped name or directory")
+    options.add_model(parser)
     parser.add_argument("--num", type=int, default=64, help="pictures to draw")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--sampler")
-    parser.add_argument("--out", help="directory for a sheet: asked, drawn, true")
+    parser.add_argument("--split", choices=sources.SPLITS, default="validation")
+    options.add_sampling(parser)
+    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -48,28 +47,24 @@ def run(args: argparse.Namespace) -> dict:
             f"task {pipe.task.name!r} has no figure of its own; valid: "
             f"{', '.join(KINDS)}; others: evaluate prompts, evaluate generate"
         )
-    options = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
-    figures, shown = kind(pipe, args, options)
-    if args.out:
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        rows = [pictures[:BATCH] for pictures in shown]
-        sheet = image.grid(np.concatenate(rows), columns=len(rows[0]))
-        image.write_png(out / f"{pipe.task.name}.png", sheet)
+    figures, shown = kind(pipe, args)
+    rows = [pictures[:BATCH] for pictures in shown]
+    options.write_sheet(args, pipe.task.name, np.concatenate(rows), len(rows[0]))
     return {
         "metric": "task",
         "task": pipe.task.name,
         "model": args.model,
         "pictures": args.num,
         **{name: round(float(value), 4) for name, value in figures.items()},
-        **pipe.resolved_defaults(**options),
+        **pipe.resolved_defaults(**options.sampling(args)),
     }
 
 
-def draw(pipe: Pipeline, fields: list[dict], options: dict) -> np.ndarray:
+def draw(pipe: Pipeline, fields: list[dict], args: argparse.Namespace) -> np.ndarray:
     """One picture a dict of request fields, with the seeds 0, 1, ..: uint8."""
+    drawing = options.sampling(args)
     wanted = [
-        pipe.resolved(Request(seeds=(seed,), **one, **options))
+        pipe.resolved(Request(seeds=(seed,), **one, **drawing))
         for seed, one in enumerate(fields)
     ]
     parts = []
@@ -97,17 +92,17 @@ def held_out(pipe: Pipeline, args: argparse.Namespace) -> dict:
     return {name: value[: args.num] for name, value in rows.items()}
 
 
-def super_resolution(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+def super_resolution(pipe: Pipeline, args) -> tuple[dict, list]:
     """PSNR and SSIM of enlarged pictures, and of PIL's bicubic enlargement."""
     rows = held_out(pipe, args)
     x, small = image.to_uint8(rows["image"]), image.to_uint8(rows["low_res"])
-    found = draw(pipe, [{"image": one} for one in small], options)
+    found = draw(pipe, [{"image": one} for one in small], args)
     height, width = x.shape[1:3]
     plain = np.stack([image.resample(one, height, width) for one in small])
     return compared(found, x) | compared(plain, x, "_bicubic"), [plain, found, x]
 
 
-def inpaint(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+def inpaint(pipe: Pipeline, args) -> tuple[dict, list]:
     """PSNR and SSIM of completed pictures, and with the mean colour in the holes."""
     rows = held_out(pipe, args)
     x, mask = image.to_uint8(rows["image"]), rows["mask"][..., 0] > 0
@@ -115,7 +110,7 @@ def inpaint(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
         {"image": picture, "mask": hole.astype(np.uint8)}
         for picture, hole in zip(x, mask, strict=True)
     ]
-    found, plain = draw(pipe, fields, options), x.copy()
+    found, plain = draw(pipe, fields, args), x.copy()
     for picture, hole in zip(plain, mask, strict=True):
         picture[hole] = picture[~hole].mean(axis=0).round() if (~hole).any() else 128
     holes = np.where(mask[..., None], np.uint8(128), x)
@@ -143,24 +138,24 @@ def psnr_inside(x_hat: np.ndarray, x: np.ndarray, mask: np.ndarray) -> float:
         return float(10 * np.log10(255**2 / np.mean(difference**2)))
 
 
-def layout(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+def layout(pipe: Pipeline, args) -> tuple[dict, list]:
     """The share of objects recognised in their boxes."""
-    return drawn_objects(pipe, args, options, "layout")
+    return drawn_objects(pipe, args, "layout")
 
 
-def semantic(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+def semantic(pipe: Pipeline, args) -> tuple[dict, list]:
     """The share of objects recognised where the label map has them."""
-    return drawn_objects(pipe, args, options, "segmentation")
+    return drawn_objects(pipe, args, "segmentation")
 
 
-def drawn_objects(pipe: Pipeline, args, options: dict, key: str) -> tuple[dict, list]:
+def drawn_objects(pipe: Pipeline, args, key: str) -> tuple[dict, list]:
     """Figures of pictures drawn from the layouts or label maps of held-out scenes."""
     known = datasets.source(pipe.config, "train")
     source = datasets.source(pipe.config, args.split)
     if pipe.config.data.source != "scenes":
         raise UserError("objects are recognised in scenes of emoji only")
     examples = [source[i] for i in range(args.num)]
-    found = draw(pipe, [{key: one[key]} for one in examples], options)
+    found = draw(pipe, [{key: one[key]} for one in examples], args)
     emoji = EmojiSource(split="train", size_px=136)
     pictures = [trim(emoji[i]["image"]) for i in range(len(emoji))]
     judge = dict(references=objects.library(pictures), labels=emoji.group_labels)
@@ -213,7 +208,7 @@ def drawn_condition(example: dict, key: str) -> np.ndarray:
     return sheet
 
 
-def classes(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
+def classes(pipe: Pipeline, args) -> tuple[dict, list]:
     """The share of samples, of classes in turn, whose nearest picture has the class."""
     source = EmojiSource(split="train", size_px=pipe.config.data.size_px)
     if pipe.config.num_classes != len(source.subgroups):
@@ -221,7 +216,7 @@ def classes(pipe: Pipeline, args, options: dict) -> tuple[dict, list]:
     # in an order that is not the alphabet's, so that few pictures are varied too
     order = np.random.default_rng(0).permutation(np.unique(source.labels))
     labels = np.resize(order, args.num)
-    found = draw(pipe, [{"label": int(label)} for label in labels], options)
+    found = draw(pipe, [{"label": int(label)} for label in labels], args)
     references = training_pictures(source)
     result = recognise(found, labels, references=references, labels=source.labels)
     first = [np.flatnonzero(source.labels == label)[0] for label in labels]
