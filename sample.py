@@ -31,7 +31,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
 flags.DEFINE_multi_string("prompt", None, "What to draw; repeat for several.")
 flags.DEFINE_string("negative", "", "What to steer away from.")
-flags.DEFINE_integer("label", None, "Class index, for class-conditional models.")
+flags.DEFINE_string(
+    "label", None, "Class, by name or number, for class-conditional models."
+)
 flags.DEFINE_string("layout", None, "JSON: [[label, [left, top, width, height]], ...]")
 flags.DEFINE_string(
     "segmentation", None, "Label map: a grey PNG whose values are labels."
@@ -142,14 +144,18 @@ def parse_regions(text: str | None) -> list | None:
         return None
     try:
         return [
-            (str(prompt), place if isinstance(place, str) else tuple(map(float, place)))
-            for prompt, place in json.loads(text)
+            (
+                str(prompt),
+                place if isinstance(place, str) else tuple(map(float, place)),
+                *map(float, weight),
+            )
+            for prompt, place, *weight in json.loads(text)
         ]
     except (ValueError, TypeError):
         raise ValueError(
             '--regions is JSON such as [["a dog", [0, 0, 0.5, 1]], ["a cat", '
             '"mask.png"]]: a prompt, then left, top, width and height in fractions of '
-            "the picture or the file of a mask"
+            "the picture or the file of a mask, then a weight from 0 to 1 if not 1"
         ) from None
 
 
@@ -168,6 +174,28 @@ def stored_request(path: str) -> dict:
     if not isinstance(stored, dict):
         raise UserError(f"--request={path} holds no request")
     return stored
+
+
+def steered():
+    """(model name, timeline) of a --request that was steered on its way, or None."""
+    from lDM_jax import timeline
+
+    stored = stored_request(FLAGS.request) if FLAGS.request is not None else {}
+    if not stored.keys() & set(timeline.FIELDS):
+        return None
+    model = named_model(stored)
+    return model, timeline.from_record(stored)
+
+
+def named_model(stored: dict) -> str:
+    """--model, or the model that a stored request names; taken out of the latter."""
+    from lDM_jax.arrays import UserError
+
+    model = FLAGS.model or stored.get("model")
+    stored.pop("model", None)
+    if not model:
+        raise UserError(f"--request={FLAGS.request} names no model: give --model")
+    return model
 
 
 def parse_interval(text: str | None) -> tuple[float, float] | None:
@@ -193,11 +221,7 @@ def requests():
 
     if FLAGS.request is not None:
         stored = stored_request(FLAGS.request)
-        model = FLAGS.model or stored.pop("model", None)
-        if not model:
-            raise UserError(f"--request={FLAGS.request} names no model: give --model")
-        stored.pop("model", None)
-        return model, [from_record(stored)]
+        return named_model(stored), [from_record(stored)]
     if FLAGS.model is None:
         raise UserError("--model is required, e.g. --model=emoji")
     common = dict(
@@ -298,6 +322,20 @@ def draw(model: str, wanted: list) -> None:
     progress.write(f"{len(pictures)} pictures and grid.png in {out}")
 
 
+def draw_again(model: str, way) -> None:
+    """A --request with the edits of its way: one PNG a seed that holds the same."""
+    from lDM_jax import image, timeline
+
+    out = output_directory()
+    pipe = load(model)
+    for seed, pixels in zip(way.request.seeds, timeline.draw(pipe, way), strict=True):
+        one = dataclasses.replace(way.request, seeds=(seed,))
+        record = dataclasses.replace(way, request=one).record()
+        path = out / f"{seed:06d}.png"
+        image.write_png(path, pixels, request={"model": model, **record})
+        sys.stderr.write(f"{path}\n")
+
+
 def draw_between(pipe, wanted: list, out: Path) -> None:
     """--interpolate: numbered pictures, a grid, and the animation if it is asked for.
 
@@ -372,7 +410,11 @@ def main(argv: list[str]) -> int:
     try:
         FLAGS(argv)
         many = FLAGS.num is not None or FLAGS.npz is not None
-        (draw_many if many else draw)(*requests())
+        again = steered()
+        if again is not None and not many:
+            draw_again(*again)
+        else:
+            (draw_many if many else draw)(*requests())
     except flags.Error as error:
         fail(error)
     except (ValueError, OSError) as error:

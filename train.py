@@ -83,8 +83,10 @@ def start_logging() -> None:
 
 def main(argv: list[str]) -> int:
     parse(argv)
+    from lDM_jax import datasets
     from lDM_jax import experiment as experiment_lib
     from lDM_jax.arrays import UserError
+    from lDM_jax.evaluation import tracking
     from lDM_jax.summary import summary, training_flops
     from lDM_jax.training import distributed, loop
     from lDM_jax.training.checkpoint import quiet_orbax
@@ -100,11 +102,13 @@ def main(argv: list[str]) -> int:
                 process_id=FLAGS.process_id,
             )
         start_logging()
+        datasets.resolve(FLAGS.config)
         if FLAGS.dry_run:
             logging.getLogger(__name__).info("%s", summary(FLAGS.config))
             return 0
         mesh = make_mesh(**FLAGS.config.mesh)
         experiment = experiment_lib.make(FLAGS.config, workdir=FLAGS.workdir)
+        experiment.judge = tracking.judge_of(experiment, FLAGS.workdir)
         image_flops = training_flops(FLAGS.config, mesh.devices.flat)
         return loop.run(experiment, FLAGS.workdir, mesh=mesh, image_flops=image_flops)
     except UserError as error:

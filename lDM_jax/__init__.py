@@ -3,7 +3,7 @@
 arrays, errors, rng     vocabulary, the user's error, named random streams
 image                   pixels, image files
 models/                 networks: layers, unet, autoencoder, text, clip, conditioners
-diffusion               the noise process: alpha_t, sigma_t, targets, time grids
+schedules, diffusion    the noise process: alpha_t, sigma_t, targets, time grids
 guidance, samplers      Denoiser -> Denoiser; noise -> latents
 codec, tiling, losses   pixels <-> latents, also in tiles; what the stages minimise
 windows                 large pictures in overlapping pieces
@@ -12,14 +12,17 @@ tasks, data/            conditioning by task; sources, transforms, grain pipelin
 training/               state, optimiser, sharding, checkpoints, both stages, the loop
 metrics/                figures of merit
 downloads, perceptual   files fetched on first use; the weights of LPIPS
-config_file, build      config from its file; config -> objects
+build                   config -> objects
 datasets, latents       config -> data; data encoded once
+config_file             a config from its file, for tools
 experiment              objects -> what the loop trains
 summary, flops          what --dry_run prints
 weights                 a weights directory: safetensors beside its config
 interop/                weights of other programs, from and to ours
 bulk                    many pictures into one file
 requests, pipeline      what is asked for; sampling, for people and programs
+timeline                a steered trajectory as a record, drawn again
 evaluation/             pictures -> figures; the commands of tools/evaluate
+studio/                 behind the page of tools/studio: sessions, runs, limits
 tools/                  python -m lDM_jax.tools.<name>
 """

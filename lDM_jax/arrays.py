@@ -59,9 +59,9 @@ class Cond:
     concat:  f32 "b h w k", stacked to z_t along channels.
     context: f32 "b n d", attended to by cross-attention.
     vector:  f32 "b e", added to the time embedding.
-    regions: f32 {0, 1} "b h w r" at the latents' extent: the context is r texts of
+    regions: f32 [0, 1] "b h w r" at the latents' extent: the context is r texts of
              equal length one after the other, and a position attends to those whose
-             region it is in (of none: to all).
+             region it is in (of none: to all), as far as it is in it.
     """
 
     concat: jax.Array | None = None

@@ -5,8 +5,8 @@
 
 Picture i has seed `first + i` and, with classes, label i mod num_classes. Pictures are
 drawn in parts of a few batches; a part is written whole or not at all, so that the same
-command continues after a kill. Devices share a batch, hosts share the parts, and the
-last to finish joins them, reading one part at a time.
+command continues after a kill. A host's devices share a batch, hosts share the parts,
+and the first joins them when all are there, reading one part at a time.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
 
 from lDM_jax import requests
 from lDM_jax.arrays import UserError
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.requests import Request
+from lDM_jax.training.distributed import is_first, together
 from lDM_jax.training.sharding import batch_sharding, make_mesh, replicated
 from lDM_jax.training.workdir import write_json
 
@@ -86,31 +86,34 @@ def generate(
         raise UserError(f"{path} exists already: give a new file")
     classes = check(pipe, request)
     first = pipe.resolved(row_request(request, 0, classes, prompts))
-    request = dataclasses.replace(first, label=request.label)
-    mesh = make_mesh()
+    request = dataclasses.replace(first, label=None if classes else first.label)
+    mesh = make_mesh(devices=jax.local_devices())  # hosts draw parts of their own
     if batch_size % mesh.size:
         raise UserError(
             f"a batch of {batch_size} does not split over {mesh.size} devices"
         )
     text = json.dumps(list(prompts)).encode()
     drawn_from = {"prompts": hashlib.sha256(text).hexdigest()} if prompts else {}
-    prepare(folder, {"count": count, **drawn_from, **request.record()})
+    record = {"count": count, **drawn_from, **request.record()}
+    with together("preparing the parts"):
+        if is_first():
+            prepare(folder, record)
     pipe.place(replicated(mesh))
-    for number, indices in enumerate(parts(count)):
-        file = folder / f"{number:06d}.npy"
-        if number % jax.process_count() != jax.process_index():
-            continue
-        if not file.exists():
-            rows = [row_request(request, i, classes, prompts) for i in indices]
-            drawn = draw(pipe, rows, batch_size, batch_sharding(mesh))
-            write_part(file, drawn)
-        yield len(indices)
-    if jax.process_count() > 1:
-        sync_global_devices("bulk")
-    if jax.process_index() == 0:
-        labels = np.arange(count, dtype=np.int32) % classes if classes else None
-        join(folder, path, count, labels)
-        shutil.rmtree(folder)
+    with together("drawing"):
+        for number, indices in enumerate(parts(count)):
+            file = folder / f"{number:06d}.npy"
+            if number % jax.process_count() != jax.process_index():
+                continue
+            if not file.exists():
+                rows = [row_request(request, i, classes, prompts) for i in indices]
+                drawn = draw(pipe, rows, batch_size, batch_sharding(mesh))
+                write_part(file, drawn)
+            yield len(indices)
+    with together("joining the parts"):
+        if is_first():
+            labels = np.arange(count, dtype=np.int32) % classes if classes else None
+            join(folder, path, count, labels)
+            shutil.rmtree(folder)
 
 
 def draw(pipe: Pipeline, rows: list[Request], batch_size: int, sharding) -> np.ndarray:

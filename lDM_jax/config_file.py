@@ -1,7 +1,7 @@
 """A config from its file, for tools that read no absl flags.
 
-`train.py` and `sample.py` take `--config=FILE:ARGUMENT --config.section.key=value`;
-tools take `--config FILE:ARGUMENT --set section.key=value` and mean the same.
+`train.py` takes `--config=FILE:ARGUMENT --config.section.key=value`; tools take
+`--config FILE:ARGUMENT --set section.key=value` and mean the same.
 """
 
 import ast
@@ -12,14 +12,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from lDM_jax import datasets
 from lDM_jax.arrays import UserError
 
 
 def read_config(name: str, changes: Sequence[str]) -> ConfigDict:
     """The config of a file "path.py:argument", with "section.key=value" applied.
 
-    A config file is Python and is executed. UserError for what cannot be read, and for
-    a key that the config does not have.
+    A config file is Python and is executed. What it leaves to its data is filled in
+    (`datasets.resolve`). UserError for what cannot be read, and for a key that the
+    config does not have.
     """
     path, _, arg = name.partition(":")
     if not Path(path).is_file():
@@ -32,6 +34,11 @@ def read_config(name: str, changes: Sequence[str]) -> ConfigDict:
         config = module.get_config(arg)
     except ValueError as error:
         raise UserError(str(error)) from None
+    return change(config, changes)
+
+
+def change(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
+    """Apply "section.key=value" to a config, in place, and resolve it; the config."""
     for change in changes:
         key, equals, text = change.partition("=")
         try:
@@ -43,4 +50,4 @@ def read_config(name: str, changes: Sequence[str]) -> ConfigDict:
         except (KeyError, AttributeError, SyntaxError, TypeError, ValueError) as error:
             what = "" if equals else " (write KEY=VALUE)"
             raise UserError(f"--set {change}{what}: {error}") from None
-    return config
+    return datasets.resolve(config)

@@ -24,7 +24,7 @@ from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents import Pick, read_plan
-from lDM_jax.datasets import ledger, source, transform
+from lDM_jax.datasets import describe, ledger, note_classes, resolve, source, transform
 from lDM_jax.diffusion import make_process
 from lDM_jax.latents import encode
 from lDM_jax.models.lpips import LPIPS
@@ -46,7 +46,7 @@ class Experiment:
     """Everything the loop needs for one config.
 
     initial: parameters to begin with instead of random ones, by path
-    (config.init_from).
+    (config.init_from). judge: (EMA, step) -> figures of samples, or None.
     """
 
     config: ConfigDict
@@ -56,6 +56,7 @@ class Experiment:
     eval_batches: Callable[[], Any]
     example_batch: Batch
     initial: dict = dataclasses.field(default_factory=dict)
+    judge: Callable | None = None
 
 
 class Rows(NamedTuple):
@@ -74,7 +75,8 @@ class Rows(NamedTuple):
 def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment:
     """Data, networks and stage of a config: what train.py hands to the loop.
 
-    May fill in config.first_stage.scale when it has to be measured. workdir: where
+    Fills in what the config leaves to its data: see `datasets.resolve`, the names of
+    classes, config.first_stage.scale when it has to be measured. workdir: where
     examples that cannot be used are listed.
     """
     builders = {
@@ -85,7 +87,7 @@ def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment
     builder = build.lookup(builders, config.stage, "config.stage")
     if config.train.batch_size < 1:
         raise UserError(f"config.train.batch_size = {config.train.batch_size} < 1")
-    return builder(config, workdir)
+    return builder(resolve(config), workdir)
 
 
 def _autoencoder(config: ConfigDict, workdir) -> Experiment:
@@ -116,6 +118,7 @@ def _second_stage(config: ConfigDict, workdir) -> Experiment:
     build.check_pixels(config, codec.factor)
     latent_shape = codec.latent_shape(config.data.size_px, config.data.size_px)
     check_extent(latent_shape[:2], len(config.unet.width_mults) - 1)
+    build.optimizer(config)  # its errors before everything is encoded
     if config.data.source == "latents":
         rows = from_cache(config, frozen)
     elif config.data.cache_latents:
@@ -140,8 +143,8 @@ def _denoiser(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Sta
         example_batch=example,
         latent_shape=latent_shape,
         **averaging(config),
-        preview_steps=config.sample.steps,
-        preview_guidance=config.sample.guidance,
+        ema_stds=tuple(config.train.get("ema_stds", ())),
+        preview=preview_settings(config),
         **config.loss,
     )
 
@@ -158,45 +161,64 @@ def _classifier(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> S
     )
 
 
+def preview_settings(config: ConfigDict) -> stage2.PreviewSettings:
+    """How previews are drawn: as config.sample says."""
+    section = config.sample
+    return stage2.PreviewSettings(
+        steps=section.steps,
+        guidance=section.guidance,
+        name=section.sampler,
+        spacing=section.get("spacing", "leading"),
+    )
+
+
 def averaging(config: ConfigDict) -> dict:
     """What all stages take of config.train, where the config has it."""
     names = "ema_decay", "ema_std", "accumulate_steps"
     return {name: config.train[name] for name in names if name in config.train}
 
 
+def splits(config: ConfigDict) -> tuple[Any, Any]:
+    """Training and held-out data; tells of them, notes the classes in the config."""
+    data, held_out = (source(config, split) for split in ("train", "validation"))
+    note_classes(config, data)
+    for line in describe(config, data, held_out):
+        log.info("%s", line)
+    return data, held_out
+
+
 def pictures(config: ConfigDict, workdir: str | Path | None = None) -> Rows:
     """The data set itself; what cannot be used is listed in workdir."""
-    splits = "train", "validation"
-    data, held_out = (source(config, split) for split in splits)
-    row, held_out_row = (transform(config, split) for split in splits)
+    data, held_out = splits(config)
+    row, held_out_row = (transform(config, split) for split in ("train", "validation"))
     listed = ledger(config, data, workdir, jax.process_index())
     return Rows(data, row, held_out, held_out_row, listed)
 
 
 def in_memory(config: ConfigDict, codec: Codec, params, workdir=None) -> Rows:
-    """The whole data set encoded now, held in memory."""
+    """The whole data set encoded now, held in memory.
+
+    What is random in the transform is drawn config.data.cache_draws times.
+    """
     latents.check_task(config)
-    encoded = []
-    for split in ("train", "validation"):
-        data, row = source(config, split), latents.copies(config, split=split)
+    encoded, draws = [], latents.draws_of(config)
+    both = splits(config)
+    latents.warn_of_frozen(config, both[0], draws)
+    for split, data in zip(("train", "validation"), both, strict=True):
+        row = latents.copies(config, draws=draws, split=split)
         where = workdir if split == "train" else None
         listed = ledger(config, data, where, jax.process_index())
-        rows = encode(codec, params, data, row, ledger=listed)
+        rows = encode(codec, params, data, row, ledger=listed, name=split)
         encoded.append(sources.ArraySource(rows))
-    train_row, held_out_row = latents.pick(config)
+    train_row, held_out_row = latents.pick(config, draws=draws)
     return Rows(encoded[0], train_row, encoded[1], held_out_row)
 
 
 def from_cache(config: ConfigDict, frozen: dict) -> Rows:
     """What tools/encode_latents has encoded; UserError if it does not fit."""
-    data, held_out = (source(config, split) for split in ("train", "validation"))
     plan = read_plan(config.data.path)
     latents.check_cache(config, frozen, plan)
-    if config.task == "class" and plan.num_classes > config.num_classes:
-        raise UserError(
-            f"config.num_classes = {config.num_classes}, but {config.data.path} has "
-            f"{plan.num_classes} classes"
-        )
+    data, held_out = splits(config)
     row, held_out_row = latents.pick(config, draws=plan.draws, mirrored=plan.mirrored)
     return Rows(data, row, held_out, held_out_row)
 
@@ -234,10 +256,6 @@ def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Code
 
 def _with_data(config, stage, frozen, rows: Rows) -> Experiment:
     size, data = config.train.batch_size, rows.data
-    if size > len(data):
-        raise UserError(
-            f"config.train.batch_size = {size} exceeds the {len(data)} training images"
-        )
     shards = jax.process_count()
     iterator = data_pipeline.loader(
         data,

@@ -49,16 +49,18 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((x + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def decode(data: bytes, *, alpha: bool = True) -> np.ndarray:
+def decode(
+    data: bytes, *, alpha: bool = True, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The bytes of an image file -> uint8 "H W 4" (RGBA), upright, its first frame.
 
     CMYK, palettes and grey become RGBA, 16 bits become the nearest of 8, and the EXIF
     orientation is applied. With `alpha` False a picture that has no transparency is
     "H W 3". Raises ValueError, in words that follow the name of the file, for what is
-    damaged, cut short, of another format than `READABLE`, or of more than MAX_PIXELS;
+    damaged, cut short, of another format than `READABLE`, or of more than max_pixels;
     that is seen in the header, before any pixel is decoded.
     """
-    with _opened(data) as picture:
+    with _opened(data, max_pixels) as picture:
         ImageOps.exif_transpose(picture, in_place=True)
         upright = picture
         if upright.mode.startswith("I"):  # PIL's own conversion clips at 255
@@ -85,13 +87,13 @@ def decode_map(data: bytes) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """PIL's picture, refused by its extent before it is decoded; errors as `decode`."""
     try:
         with Image.open(io.BytesIO(data), formats=READABLE) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} exceeds {MAX_PIXELS} pixels")
+            if width * height > max_pixels:
+                raise ValueError(f"{width} x {height} exceeds {max_pixels} pixels")
             yield picture
     except UnidentifiedImageError:
         raise ValueError(f"is no image of {', '.join(READABLE)}") from None
@@ -195,10 +197,16 @@ def jpeg(pixels: np.ndarray, *, quality: int) -> np.ndarray:
 
     Colour at half the extent (4:2:0) is what libjpeg does unless told otherwise.
     """
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    file = io.BytesIO(jpeg_bytes(pixels, quality=quality))
     with Image.open(file, formats=("JPEG",)) as picture:
         return np.asarray(picture)
+
+
+def jpeg_bytes(pixels: np.ndarray, *, quality: int) -> bytes:
+    """A JPEG file of uint8 "H W 3", as `jpeg` reads it."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
 
 
 def text_strip(text: str, width: int, height: int) -> np.ndarray:
@@ -295,3 +303,12 @@ def read_request(path: str | os.PathLike) -> dict | None:
     with Image.open(path) as picture:
         text = getattr(picture, "text", {}).get(REQUEST_KEY)
     return None if text is None else json.loads(text)
+
+
+def stored_text(data: bytes) -> str | None:
+    """The text of the request in the bytes of a PNG, or None; no pixel is decoded.
+
+    Raises ValueError as `decode` for what is no picture.
+    """
+    with _opened(data) as picture:
+        return getattr(picture, "text", {}).get(REQUEST_KEY)

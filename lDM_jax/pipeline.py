@@ -24,6 +24,7 @@ from lDM_jax import build, image, planner, preview, rng, samplers, tiling
 from lDM_jax.arrays import Array, Cond, UserError
 from lDM_jax.planner import Planner
 from lDM_jax.requests import Canvas, Request
+from lDM_jax.samplers import Carry
 from lDM_jax.tasks import Task
 from lDM_jax.trained import Trained
 from lDM_jax.training.diffusion import Model
@@ -47,14 +48,22 @@ class Plan:
 class Step(NamedTuple):
     """What `Pipeline.stream` yields after a step.
 
-    step of total; z f32 "b h w c", the latents now; z0_hat, their clean estimate.
+    step of total; carry: what the sampler goes on from; z f32 "b h w c", the latents
+    now; z0_hat, their clean estimate.
     """
 
     step: int
     total: int
-    z: Array
-    z0_hat: Array
+    carry: Carry
     plan: Plan
+
+    @property
+    def z(self) -> Array:
+        return self.carry.z
+
+    @property
+    def z0_hat(self) -> Array:
+        return self.carry.z0_hat
 
 
 class Pipeline:
@@ -186,15 +195,30 @@ class Pipeline:
         `update` changes the request of a step: the next steps follow it.
         """
         request = self.resolved(Request(prompt=prompt, **options))
+        yield from self.resume(self.begin(request))
+
+    def begin(self, request: Request) -> Step:
+        """Where the stream of a resolved request begins: no step is made yet."""
         given = self.planner.canvas(request)
         way = self.planner.way(request, given, changing=True)
         course = planner.spread(self._course(request, given), len(request.seeds))
-        keys, plan = rng.seed_keys(request.seeds), Plan(request, way, course)
-        begin, advance = self._programs.single_step(way)
-        carry = begin(keys, plan.course)
-        for index in range(int(plan.course.start), request.steps):
+        begin, _ = self._programs.single_step(way)
+        carry = begin(rng.seed_keys(request.seeds), course)
+        plan = Plan(request, way, course)
+        return Step(int(course.start), request.steps, carry, plan)
+
+    def resume(self, step: Step) -> Iterator[Step]:
+        """The steps after `step`, by its plan: what `stream` yields from there.
+
+        Of one step as often as wanted: a trajectory has branches. They share its plan;
+        `step._replace(plan=dataclasses.replace(step.plan))` has one of its own.
+        """
+        plan = step.plan
+        keys, carry = rng.seed_keys(plan.request.seeds), step.carry
+        _, advance = self._programs.single_step(plan.way)
+        for index in range(step.step, step.total):
             carry = advance(self.params, carry, index, keys, plan.course)
-            yield Step(index + 1, request.steps, carry.z, carry.z0_hat, plan)
+            yield Step(index + 1, step.total, carry, plan)
 
     def update(self, step: Step, **changes) -> None:
         """Change prompt, negative, guidance, mask, ... for the steps after `step`.

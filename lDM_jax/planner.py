@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lDM_jax import image, perceptual, requests, samplers
 from lDM_jax.arrays import Array, Cond, UserError
@@ -53,6 +54,7 @@ class Planner:
             guidance = 1.0 if request.autoguidance != 1 else defaults.guidance
         request = dataclasses.replace(
             request,
+            label=requests.label_number(request.label, self.trained.config),
             seeds=tuple(int(seed) for seed in request.seeds),
             sampler=defaults.sampler if request.sampler is None else request.sampler,
             steps=defaults.steps if request.steps is None else int(request.steps),
@@ -232,10 +234,11 @@ class Planner:
     ) -> tuple[Cond, Cond]:
         """`conditions` of one request with a text for each region, the prompt's first.
 
-        Where a position lies in several regions it attends to all of their texts.
+        Where a position lies in several regions it attends to all of their texts. What
+        the heaviest region of a position leaves is the prompt's.
         """
         plain = dataclasses.replace(request, regions=None)
-        texts = [request.prompt, *(prompt for prompt, _ in request.regions)]
+        texts = [request.prompt, *(prompt for prompt, *_ in request.regions)]
         parts = [
             self.conditions(
                 [dataclasses.replace(plain, prompt=text)], [given], trained=trained
@@ -247,13 +250,23 @@ class Planner:
         h, w = given.height_px // cell, given.width_px // cell
         # a position belongs where most of its pixels do
         maps = maps.reshape(h, cell, w, cell, -1).mean(axis=(1, 3)) >= 0.5
-        regions = jnp.asarray(maps, jnp.float32)[None]
+        regions = jnp.asarray(weighted(maps, requests.region_weights(request)))[None]
 
         def join(conds: Sequence[Cond]) -> Cond:
             contexts = jnp.concatenate([cond.context for cond in conds], axis=1)
             return conds[0].replace(context=contexts, regions=regions)
 
         return tuple(join(conds) for conds in zip(*parts, strict=True))
+
+
+def weighted(maps: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """bool "h w r" (the prompt's first) -> the shares of the texts, f32 "h w r"."""
+    shares = maps.astype(np.float32)
+    shares[:, :, 1:] *= weights
+    left = 1 - shares[:, :, 1:].max(axis=-1)
+    inside = maps[:, :, 1:].any(axis=-1) & ~maps[:, :, 0]
+    shares[:, :, 0] = np.where(inside, left, shares[:, :, 0])
+    return shares
 
 
 def spread(course: Course, rows: int) -> Course:

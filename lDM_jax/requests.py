@@ -32,7 +32,8 @@ TARGET_LOSSES = ("l2", "lpips")
 class Request:
     """Everything that determines pictures, besides the weights.
 
-    What: prompt, negative: one text for all seeds; label: a class; layout: a list of
+    What: prompt, negative: one text for all seeds; label: a class, by its number or, in
+    a request that is not resolved yet, by its name; layout: a list of
     (label, (left, top, width, height)) in fractions; segmentation: i32 "H W" or a grey
     PNG. image: uint8 "H W 3" or a file: what a super-resolution model enlarges, an
     inpainting model completes, any other model changes by `strength` in (0, 1]. mask:
@@ -41,7 +42,8 @@ class Request:
     seeds: non-negative integers below 2^32. size_px: (height, width), the model's own
     if None; window_px above 0 draws in overlapping windows of that side, for pictures
     larger than memory. regions: a list of (prompt, mask) with masks as above or boxes
-    (left, top, width, height) in fractions; `prompt` is for what no region covers.
+    (left, top, width, height) in fractions; `prompt` is for what no region covers. A
+    third entry, a weight w in [0, 1], leaves 1 - w of the region to `prompt`.
     regional: "attention" (each position attends to its region's text) or "latent" (one
     prediction a region, mixed by the masks). source: with an image, the noise that
     leads to it under this prompt is found (DDIM inversion) and drawn from; "" for none.
@@ -55,7 +57,7 @@ class Request:
 
     prompt: str | None = None
     negative: str = ""
-    label: int | None = None
+    label: int | str | None = None
     layout: Sequence | None = None
     segmentation: Picture | None = None
     image: Picture | None = None
@@ -100,8 +102,8 @@ class Request:
         }
         if self.regions is not None:
             changes["regions"] = [
-                (prompt, where if is_box(where) else read_map(where, "region"))
-                for prompt, where in self.regions
+                (prompt, where if is_box(where) else read_map(where, "region"), *weight)
+                for prompt, where, *weight in self.regions
             ]
         return dataclasses.replace(self, **changes)
 
@@ -187,7 +189,7 @@ def region_maps(request: Request, given: Canvas) -> np.ndarray:
     """
     extent = (given.height_px, given.width_px)
     maps = []
-    for _, where in request.regions:
+    for _, where, *_ in request.regions:
         if is_box(where):
             found = box_map(where, extent)
         else:
@@ -197,6 +199,14 @@ def region_maps(request: Request, given: Canvas) -> np.ndarray:
         maps.append(found)
     rest = ~np.any(maps, axis=0)
     return np.stack([rest, *maps], axis=-1).astype(np.float32)
+
+
+def region_weights(request: Request) -> np.ndarray:
+    """The weight of each region, f32 "r". UserError outside 0 .. 1."""
+    weights = [(weight or [1.0])[0] for _, _, *weight in request.regions]
+    if not all(0 <= weight <= 1 for weight in weights):
+        raise UserError(f"the regions weigh {weights}: give numbers from 0 to 1")
+    return np.asarray(weights, np.float32)
 
 
 def check(request: Request, config: ConfigDict) -> None:
@@ -249,7 +259,33 @@ def check(request: Request, config: ConfigDict) -> None:
             raise UserError("source draws from the image's noise: strength 1, eta 0")
     classes = config.get("num_classes", 0)
     if task == "class" and not 0 <= request.label < classes:
-        raise UserError(f"label is {request.label}; valid: 0 .. {classes - 1}")
+        names = config.data.get("classes", ())
+        raise UserError(
+            f"label is {request.label}; valid: 0 .. {classes - 1}" + named(names)
+        )
+
+
+def label_number(label: int | str | None, config: ConfigDict) -> int | None:
+    """The number of a class given by its number or its name (config.data.classes).
+
+    A text that is both is a name. UserError for a text that is neither.
+    """
+    if not isinstance(label, str):
+        return label
+    names = list(config.data.get("classes", ()))
+    if label in names:
+        return names.index(label)
+    try:
+        return int(label)
+    except ValueError:
+        known = named(names) or "; this model's classes have no names: give a number"
+        raise UserError(f"label is {label!r}{known}") from None
+
+
+def named(names: Sequence[str]) -> str:
+    """ " (cat, dog)" for a message; "" without names."""
+    some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f" ({some})" if names else ""
 
 
 def check_guidance(request: Request) -> None:

@@ -28,7 +28,7 @@ from lDM_jax.codec import Codec
 from lDM_jax.models.autoencoder import Identity
 from lDM_jax.models.lpips import LPIPS
 from lDM_jax.training.sharding import sharding_table, state_sharding
-from lDM_jax.training.state import TrainState
+from lDM_jax.training.state import TrainState, with_profiles
 
 WIDTH = 88
 
@@ -171,7 +171,7 @@ def diffusion_figures(config: ConfigDict) -> Figures:
     names = {"first_stage": "first stage", "text": "text tower"}
     return Figures(
         lines,
-        state=train_state(params, optimizer),
+        state=train_state(params, optimizer, len(config.train.get("ema_stds", ()))),
         frozen={names[name]: tree for name, tree in frozen.items() if size(tree)},
         passes=[entry for entry in passes if entry[1] * entry[2]],
     )
@@ -228,9 +228,13 @@ def size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def train_state(params: dict, optimizer: Any) -> TrainState:
-    """The abstract state that training would carry."""
-    return jax.eval_shape(lambda params: TrainState.create(params, optimizer), params)
+def train_state(params: dict, optimizer: Any, profiles: int = 0) -> TrainState:
+    """The abstract state that training would carry, with that many more averages."""
+
+    def create(params):
+        return with_profiles(TrainState.create(params, optimizer), profiles)
+
+    return jax.eval_shape(create, params)
 
 
 def config_lines(config: ConfigDict) -> list[str]:
@@ -267,7 +271,7 @@ def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
         bytes_a_device(tree, mesh)
         for tree in (
             figures.state.params,
-            figures.state.ema,
+            (figures.state.ema, getattr(figures.state, "profiles", ())),
             (figures.state.opt_state, figures.player),
         )
     )

@@ -81,6 +81,10 @@ class BertTokenizer:
         rows = [self._backend.encode(text).ids for text in texts]
         return np.array(rows, np.int32).reshape(len(rows), self.max_length)
 
+    def loses(self, text: str) -> bool:
+        """True if the text is too long, so that its end is left out."""
+        return bool(self._backend.encode(text).overflowing)
+
     def __reduce__(self):
         return BertTokenizer, (self.vocab_path, self.max_length)
 
@@ -137,6 +141,10 @@ class ClipTokenizer:
         # One at a time: the batch call starts a thread pool that outlives it.
         rows = [self._backend.encode(text).ids for text in texts]
         return np.array(rows, np.int32).reshape(len(rows), self.max_length)
+
+    def loses(self, text: str) -> bool:
+        """True if the text is too long, so that its end is left out."""
+        return bool(self._backend.encode(text).overflowing)
 
     def __reduce__(self):
         return ClipTokenizer, (self.max_length, self.pad)

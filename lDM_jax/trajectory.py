@@ -63,6 +63,7 @@ class Way(NamedTuple):
 
 
 PULLS = ("l2", "lpips", "class")
+MOST = 64  # programs that are kept; the longest unused goes
 
 
 class Programs:
@@ -79,10 +80,14 @@ class Programs:
         return len(self._compiled)
 
     def _once(self, kind: str, way: Way, make: Callable):
-        if (kind, way) not in self._compiled:
+        found = self._compiled.pop((kind, way), None)
+        if found is None:
             grid = self._model.process.grid(way.steps, way.spacing)
-            self._compiled[kind, way] = make(way, grid)
-        return self._compiled[kind, way]
+            found = make(way, grid)
+        self._compiled[kind, way] = found  # the last one: most recently used
+        while len(self._compiled) > MOST:
+            del self._compiled[next(iter(self._compiled))]
+        return found
 
     def whole(self, way: Way):
         """(params, keys, course) -> z0: a trajectory as one program."""

@@ -1,18 +1,30 @@
-"""Programs that others wrote for evaluation, imported without torchvision.
+"""Programs that others wrote for evaluation, with torchvision where it is at hand.
 
-clean-fid, pytorch-fid and torch-fidelity import torchvision for networks and datasets
-that these tests do not use, and prdc imports scikit-learn for one distance function.
-Where these are missing, empty modules stand in for them while a peer is imported.
+clean-fid, pytorch-fid and torch-fidelity import torchvision, and prdc scikit-learn for
+one distance function. torchvision is looked for on the path and in the folder `peers`
+of the environment, where a build for another machine than this one's torch harms
+nobody. Where it or scikit-learn is missing, empty modules stand in for them while a
+peer is imported.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 import types
+import warnings
+from pathlib import Path
 
 import pytest
+from scipy import linalg
 from scipy.spatial.distance import cdist
+
+FOLDER = Path(sys.prefix) / "peers"
+# What torchvision describes on import; its library holds them on the right machine.
+OPERATORS = ("nms", "qnms")
+SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 ABSENT = (
     "torchvision",
@@ -39,21 +51,70 @@ class Absent(types.ModuleType):
         return type(name, (), {})
 
 
+@functools.cache
+def torchvision_modules() -> dict[str, types.ModuleType]:
+    """The modules of torchvision by name, {} without it.
+
+    Those of the folder `peers` do not stay in sys.modules, where other packages would
+    find them. Networks and transforms are Python: operators that its library lacks here
+    are declared, so that it can be imported, and fail when called.
+    """
+    import torch
+
+    installed, before = importlib.util.find_spec("torchvision"), set(sys.modules)
+    sys.path.append(str(FOLDER))
+    try:
+        if importlib.util.find_spec("torchvision") is None:
+            return {}
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError as error:
+            if "operator torchvision::" not in str(error):
+                raise
+            forget(before)
+            library = torch.library.Library("torchvision", "DEF")
+            for name in OPERATORS:
+                library.define(f"{name}{SIGNATURE}")
+            torchvision_modules.library = library  # it lives as long as they do
+            importlib.import_module("torchvision")
+        for name in ("transforms.v2.functional", "models.inception", "datasets"):
+            importlib.import_module(f"torchvision.{name}")
+        found = forget(before)
+    finally:
+        sys.path.remove(str(FOLDER))
+    if installed is not None:
+        sys.modules.update(found)
+    return found
+
+
+def forget(before: set[str]) -> dict[str, types.ModuleType]:
+    """Take torchvision's modules that came after `before` out of sys.modules."""
+    names = [name for name in sys.modules if name.split(".")[0] == "torchvision"]
+    return {name: sys.modules.pop(name) for name in names if name not in before}
+
+
 @contextlib.contextmanager
 def stand_ins():
-    """Stand-ins for the missing modules, gone afterwards."""
-    made = []
-    for name in ABSENT:
-        if name in sys.modules or importlib.util.find_spec(name.split(".")[0]):
-            continue
-        made.append(name)
-    for name in made:
-        sys.modules[name] = Absent(name)
-    for name in made:
+    """torchvision, or stand-ins for it and the like; gone afterwards."""
+    made = {
+        name: module
+        for name, module in torchvision_modules().items()
+        if name not in sys.modules
+    }
+    sys.modules.update(made)
+    absent = [
+        name
+        for name in ABSENT
+        if name not in sys.modules
+        and importlib.util.find_spec(name.split(".")[0]) is None
+    ]
+    made |= {name: Absent(name) for name in absent}
+    sys.modules.update(made)
+    for name in absent:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, sys.modules[name])
-    if "sklearn.metrics" in made:
+    if "sklearn.metrics" in absent:
         sys.modules["sklearn.metrics"].pairwise_distances = lambda a, b, **_: cdist(
             a, b
         )
@@ -71,3 +132,24 @@ def peer(module: str):
         pytest.skip("needs requirements-dev.txt")
     with stand_ins():
         return importlib.import_module(module)
+
+
+def torchvision():
+    """torchvision itself; skips the test where it is not installed."""
+    pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    modules = torchvision_modules()
+    if not modules:
+        pytest.skip(f"needs torchvision, installed or in {FOLDER}")
+    return modules["torchvision"]
+
+
+def takes_disp() -> bool:
+    """Whether this SciPy's sqrtm still has the argument that FID programs pass."""
+    return "disp" in inspect.signature(linalg.sqrtm).parameters
+
+
+def quietly(function, *arguments):
+    """Call, without the warnings of SciPy about its future and singular matrices."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments)

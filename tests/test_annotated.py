@@ -127,7 +127,7 @@ def test_layout_and_captions_train_from_coco(tmp_path):
         dict(
             data=dict(**data, flip=0.5),
             task="layout",
-            text=dict(kind="bert", max_length=92),
+            text=dict(kind="bert", max_length=92, vocab_size=8192),
         )
     )
     source = datasets.source(settings, "train")

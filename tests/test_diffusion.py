@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 
 from lDM_jax.arrays import UserError
-from lDM_jax.diffusion import (
-    PREDICTIONS,
-    SCHEDULES,
-    SPACINGS,
-    Process,
-    make_betas,
-    make_process,
-)
+from lDM_jax.diffusion import PREDICTIONS, Process, make_process
+from lDM_jax.schedules import SCHEDULES, SPACINGS, make_betas
 
 REFERENCE = np.load(pathlib.Path(__file__).parent / "reference" / "schedules.npz")
 F32 = 6e-8  # half a unit in the last place: the original rounds float64 tables once
@@ -29,6 +23,7 @@ PROCESSES = {
     "v": Process.discrete(prediction="v", zero_terminal_snr=True),
     "z0": Process.discrete(prediction="z0", schedule="cosine"),
     "velocity": Process.rectified_flow(),
+    "F": Process.edm(),
 }
 
 
@@ -99,7 +94,10 @@ def test_q_sample_has_the_scales_of_its_time():
         t = some_times(process)
         z_t = np.asarray(process.q_sample(z0, eps, t), np.float64)
         index = np.asarray(t, int)
-        if process.continuous:
+        if process.prediction == "F":
+            level = 0.002 * 40_000 ** (index / 1000)
+            alpha, sigma = (a / np.hypot(level, 0.5) for a in (0.5, level))
+        elif process.continuous:
             alpha, sigma = 1 - index / 1000, index / 1000
         else:
             alpha, sigma = process.alphas[index], process.sigmas[index]
@@ -197,14 +195,15 @@ def test_grids_take_the_asked_steps_within_range_toward_clean(kind, spacing):
         times, ratio = grid.times, grid.sigmas[1:] * grid.alphas[:-1]
         assert grid.steps == steps
         assert np.all(np.diff(times[:-1]) < 0)
-        assert times.min() >= 0 and times.max() <= (1000 if kind == "velocity" else 999)
+        last = 1000 if process.continuous else 999
+        assert times.min() >= 0 and times.max() <= last
         assert np.all(ratio < grid.alphas[1:] * grid.sigmas[:-1])
         if not process.continuous and spacing != "karras":
             assert np.issubdtype(times.dtype, np.integer)
             np.testing.assert_array_equal(grid.alphas[:-1], process.alphas[times[:-1]])
         if spacing != "leading":
             assert (grid.alphas[-1], grid.sigmas[-1]) == (1, 0)
-            assert times[0] == (1000 if kind == "velocity" else 999)
+            assert times[0] == pytest.approx(last, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["leading", "trailing"])
@@ -220,7 +219,7 @@ def test_flow_grid_is_uniform_from_noise_to_data():
     np.testing.assert_allclose(grid.times, 1000 * grid.sigmas, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["eps", "z0", "velocity"])
+@pytest.mark.parametrize("kind", ["eps", "z0", "velocity", "F"])
 def test_karras_grid_is_even_in_the_seventh_root_and_in_step_with_time(kind):
     process = PROCESSES[kind]
     grid = process.grid(30, "karras")
@@ -230,6 +229,11 @@ def test_karras_grid_is_even_in_the_seventh_root_and_in_step_with_time(kind):
     np.testing.assert_allclose(np.diff(root, 2), 0, atol=1e-12)
     if kind == "velocity":
         np.testing.assert_allclose(grid.times, 1000 * grid.sigmas, atol=1e-9)
+        return
+    if kind == "F":
+        share = np.log(ratio * 0.5 / 0.002) / np.log(40_000)
+        np.testing.assert_allclose(grid.times[:-1], 1000 * share, atol=1e-9)
+        np.testing.assert_allclose(ratio[[0, -1]] * 0.5, [80, 0.002], rtol=1e-9)
         return
     below = np.floor(grid.times[:-1] + 1e-9).astype(int)
     above = np.ceil(grid.times[:-1] - 1e-9).astype(int)
@@ -249,7 +253,8 @@ def test_a_section_of_a_config_makes_a_process():
     [
         (lambda: make_process(kind="vp"), "rectified_flow"),
         (lambda: make_process(beta=1), "linear_start"),
-        (lambda: make_process(kind="rectified_flow", schedule="cosine"), "'schedule'"),
+        (lambda: make_process(kind="edm", sigma_max=1e-3), "above sigma_min"),
+        (lambda: make_process(kind="rectified_flow", logit_std=0.0), "above 0"),
         (lambda: make_process(schedule="quadratic"), "cosine"),
         (lambda: make_process(prediction="velocity"), "eps, v, z0"),
         (lambda: make_process(zero_terminal_snr=True), '"v" or "z0"'),

@@ -1,19 +1,23 @@
-"""InceptionV3 against torch-fidelity's network and pytorch-fid's blocks.
+"""InceptionV3 against torch-fidelity's network, and pytorch-fid's from file to FID.
 
 Both sides have the same random weights, of a scale that keeps activations alive, in a
 file as torch writes it. 1e-4 of the features' scale: f32 through 90 layers.
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from lDM_jax.arrays import UserError
-from lDM_jax.evaluation import extractors
+from lDM_jax.evaluation import extractors, references
+from lDM_jax.metrics.frechet import frechet_distance
+from lDM_jax.metrics.statistics import Gaussian
 from lDM_jax.models import inception, vgg16
-from tests.peers import peer
+from tests.peers import peer, quietly, takes_disp, torchvision
 from tests.reference import rule
 
 BLOCKS = {
@@ -142,6 +146,62 @@ def test_pytorch_fid_s_blocks_and_the_spatial_features(theirs):
     close(ours["spatial"], spatial.numpy())
 
 
+@pytest.fixture
+def pytorch_fid(theirs, monkeypatch):
+    """pytorch-fid's own program; what it downloads is our file."""
+    import torch
+
+    torchvision()
+    networks, path = peer("pytorch_fid.inception"), theirs[1]
+    weights = torch.load(path, weights_only=True)
+    monkeypatch.setattr(networks, "load_state_dict_from_url", lambda *_, **__: weights)
+    return peer("pytorch_fid.fid_score")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders of ten PNGs, smooth colours of two kinds with noise."""
+    made, ramp = [], np.linspace(0, 1, 70)[:, None, None]
+    for index, name in enumerate("ab"):
+        draw, folder = np.random.default_rng(index), tmp_path / name
+        folder.mkdir()
+        for number in range(10):
+            ends = draw.integers(0, 200 - 90 * index, (2, 1, 1, 3))
+            x = (
+                ends[0] * ramp
+                + ends[1] * (1 - ramp)
+                + draw.integers(0, 56, (70, 90, 3))
+            )
+            Image.fromarray(x.astype(np.uint8)).save(folder / f"{number}.png")
+        made.append(folder)
+    return made
+
+
+@pytest.mark.live
+@pytest.mark.slow
+def test_pytorch_fid_from_files_to_the_figure(pytorch_fid, theirs, folders, tmp_path):
+    """Its network, resize, reading of files and statistics: 1e-4. Then its FID, of the
+    first 256 features; `python -m benchmarks.fid agree` has all of them, whose root
+    takes minutes."""
+    network = pytorch_fid.InceptionV3([3])
+    extractor = extractors.load_extractor("inception-pytorch", str(theirs[1]))
+    extractor, pairs = dataclasses.replace(extractor, rows=2), ([], [])
+    for folder in folders:
+        program = pytorch_fid.compute_statistics_of_path
+        mean, covariance = program(str(folder), network, 4, 2048, "cpu", 0)
+        ours = references.open_side(folder, extractor, tmp_path / f"{folder.name}.work")
+        close(ours.pool.mean, mean)
+        close(ours.pool.covariance, covariance)
+        for pair, found in zip(pairs, (ours.pool, (mean, covariance)), strict=True):
+            pair.append(Gaussian(found[0][:256], found[1][:256, :256]))
+    if not takes_disp():
+        pytest.skip("this SciPy's sqrtm does not take what pytorch-fid passes")
+    numbers = [number for gaussian in pairs[1] for number in gaussian[:2]]
+    fid = quietly(pytorch_fid.calculate_frechet_distance, *numbers)
+    # its root of a singular matrix is good to about 1e-3 of the distance
+    assert frechet_distance(*pairs[0]) == pytest.approx(fid, rel=1e-3) and fid > 1e-3
+
+
 def test_another_network_s_file_is_refused_in_one_line(tmp_path):
     from safetensors.numpy import save_file
 
@@ -176,23 +236,56 @@ def test_vgg16_s_names_and_size():
     assert count == 138_357_544 - 4096 * 1000 - 1000
 
 
+def torch_vgg16(torch):
+    """VGG16 in torchvision's order, without the last layer."""
+    from lDM_jax.models.lpips import VGG16_WIDTHS
+
+    nn, layers, inputs = torch.nn, [], 3
+    relu = functools.partial(nn.ReLU, inplace=True)
+    for widths in VGG16_WIDTHS:
+        for width in widths:
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), relu()]
+            inputs = width
+        layers.append(nn.MaxPool2d(2, 2))
+    dense = [nn.Linear(25088, 4096), relu(), nn.Dropout(), nn.Linear(4096, 4096)]
+    network = nn.Module()
+    network.features = nn.Sequential(*layers)
+    network.classifier = nn.Sequential(*dense)
+    return network
+
+
+@pytest.mark.live
+def test_torchvision_s_own_list_of_layers():
+    """Ours for the original precision and recall, and the one that LPIPS is tested on
+    (`tests/reference/record_metrics.py`). No numbers are made."""
+    module = torchvision()
+    pytest.importorskip("skimage", reason="needs requirements-dev.txt")
+    import torch
+
+    from tests.reference import record_metrics
+
+    with torch.device("meta"):
+        expected = module.models.vgg16(weights=None, init_weights=False)
+        ours, recorded = torch_vgg16(torch), record_metrics.vgg16()
+    assert list(map(repr, ours.features)) == list(map(repr, expected.features))
+    last = slice(0, 30)  # LPIPS ends before the last pooling
+    assert list(map(repr, recorded.features)) == list(
+        map(repr, expected.features[last])
+    )
+    dense = list(map(repr, expected.classifier))
+    assert list(map(repr, ours.classifier)) == dense[:4]
+    places = {name: value.shape for name, value in ours.state_dict().items()}
+    theirs = {name: value.shape for name, value in expected.state_dict().items()}
+    rest = {"classifier.6.weight": (1000, 4096), "classifier.6.bias": (1000,)}
+    assert places | rest == theirs
+
+
 @pytest.mark.live
 @pytest.mark.slow
 def test_vgg16_against_torch_s_layers(tmp_path):
     """torch-fidelity's input and torch's own layers in torchvision's order."""
     torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
-    from lDM_jax.models.lpips import VGG16_WIDTHS
-
-    nn, layers, inputs = torch.nn, [], 3
-    for widths in VGG16_WIDTHS:
-        for width in widths:
-            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
-            inputs = width
-        layers.append(nn.MaxPool2d(2, 2))
-    dense = [nn.Linear(25088, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096)]
-    network = nn.Module()
-    network.features = nn.Sequential(*layers)
-    network.classifier = nn.Sequential(*dense)
+    network = torch_vgg16(torch)
     weights = state_dict(torch, network)
     network.load_state_dict(weights)
     path = tmp_path / "vgg16.pth"

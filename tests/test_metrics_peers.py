@@ -7,13 +7,12 @@ correlation of real ones, so that sqrtm has something to do.
 
 import numpy as np
 import pytest
-from scipy import linalg
 
 from lDM_jax.metrics import inception_score, kernels, manifolds
 from lDM_jax.metrics.frechet import frechet_distance
 from lDM_jax.metrics.resize import MODES, resize
 from lDM_jax.metrics.statistics import Moments
-from tests.peers import peer
+from tests.peers import peer, quietly, takes_disp
 
 pytestmark = pytest.mark.live
 
@@ -48,7 +47,7 @@ def test_fid():
         ]
         theirs = fidelity.fid_statistics_to_metric(*stats, verbose=False)
         assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=close)
-        if not hasattr(linalg, "sqrtm") or not takes_disp():
+        if not takes_disp():
             continue
         arguments = (
             a.mean(0),
@@ -61,22 +60,6 @@ def test_fid():
             clean.frechet_distance,
         ):
             assert ours == pytest.approx(quietly(program, *arguments), rel=close)
-
-
-def takes_disp() -> bool:
-    """Whether this SciPy still has the argument that both programs pass."""
-    import inspect
-
-    return "disp" in inspect.signature(linalg.sqrtm).parameters
-
-
-def quietly(function, *arguments):
-    """Call, without the warnings of SciPy about its own future."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return function(*arguments)
 
 
 def test_kid():

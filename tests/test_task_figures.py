@@ -33,7 +33,7 @@ def run(model: str, *flags: str, capsys) -> dict:
 def truth(monkeypatch, key: str = "image"):
     """A model that draws what the held-out pictures are."""
 
-    def draw(pipe, fields, options):
+    def draw(pipe, fields, args):
         row = datasets.transform(pipe.config, "validation")
         source = datasets.source(pipe.config, "validation")
         batches = data_pipeline.batches_once(source, row, batch_size=len(fields))

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lDM_jax import build, experiment, image, requests, rng, tasks, weights
+from lDM_jax import (
+    build,
+    datasets,
+    experiment,
+    image,
+    requests,
+    rng,
+    tasks,
+    weights,
+)
 from lDM_jax.arrays import UserError
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.pipeline import Pipeline
@@ -22,7 +31,7 @@ HOLE[8:20, 8:20] = 255
 def smoke(name: str):
     config = importlib.import_module(f"configs.{name}").get_config("smoke").unlock()
     config.first_stage.scale = 1.0
-    return config
+    return datasets.resolve(config)
 
 
 def rows(name: str) -> dict:

@@ -131,9 +131,8 @@ def test_positions_are_interpolated_with_the_authors_offset():
     np.testing.assert_allclose(matrix @ grid[0, 0] @ matrix.T, theirs, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_clip_s_two_towers(tmp_path):
-    """Images and texts of unit length, and so the cosine that the CLIP score is of."""
+def toy_clip(path):
+    """transformers' CLIP with random weights for pictures of 56 px, stored."""
     torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     from transformers import CLIPConfig, CLIPModel
 
@@ -146,20 +145,35 @@ def test_clip_s_two_towers(tmp_path):
     )
     model = CLIPModel(config).eval()
     randomised(torch, model)
-    path = tmp_path / "model.safetensors"
     arrays = {k: v.numpy().copy() for k, v in model.state_dict().items()}
     save_file(arrays, path)
-    extractor = dataclasses.replace(extractors.load_clip(str(path)), rows=1)
-    x, texts = normalised(PICTURES, 56, extractors.CLIP_COLOURS), ["a cat", "red heart"]
+    return model
+
+
+def clip_embeds(model, x: np.ndarray, texts: list[str]) -> tuple:
+    """What transformers makes of pictures and texts: twice f32 "n d", of length 1."""
+    import torch
+
     ids = ClipTokenizer()(texts)
     with torch.no_grad():
         made = model(
             input_ids=torch.from_numpy(ids.astype(np.int64)),
-            pixel_values=torch.from_numpy(x),
+            pixel_values=torch.from_numpy(normalised(x, 56, extractors.CLIP_COLOURS)),
         )
+    return made.image_embeds.numpy(), made.text_embeds.numpy()
+
+
+@pytest.mark.slow
+def test_clip_s_two_towers(tmp_path):
+    """Images and texts of unit length, and so the cosine that the CLIP score is of."""
+    path = tmp_path / "model.safetensors"
+    model = toy_clip(path)
+    extractor = dataclasses.replace(extractors.load_clip(str(path)), rows=1)
+    texts = ["a cat", "red heart"]
+    images, words = clip_embeds(model, PICTURES, texts)
     ours = extractor.features(list(PICTURES))["pool"], extractor.embed_texts(texts)
-    close(ours[0], made.image_embeds.numpy())
-    close(ours[1], made.text_embeds.numpy())
+    close(ours[0], images)
+    close(ours[1], words)
 
 
 def test_missing_and_other_files_are_told(tmp_path):

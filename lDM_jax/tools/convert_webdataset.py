@@ -104,7 +104,7 @@ def convert(tar: Path, target: Path) -> dict:
     """Write one tar's records and, last, the JSON that says they are whole."""
     temporary = target.with_name(f".{target.name}.partial")
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    count, left_out, classes, categories = 0, 0, set(), set()
+    count, left_out, classes, categories, labels = 0, 0, set(), set(), 0
     for example in examples(tar):
         found = fields_of(example)
         if found is None:
@@ -115,12 +115,15 @@ def convert(tar: Path, target: Path) -> dict:
         count += 1
         if isinstance(fields.get("label"), str):
             classes.add(fields["label"])
+        else:
+            labels = max(labels, fields.get("label", -1) + 1)
         boxes = metadata.labelled_boxes(fields)
         categories |= {c for c in (boxes[1] if boxes else ()) if isinstance(c, str)}
     writer.close()
     os.replace(temporary, target)
     said = {"records": count, "left_out": left_out, "tar": tar.name}
     said |= {"classes": sorted(classes), "categories": sorted(categories)}
+    said["num_classes"] = len(classes) or labels
     note = target.with_suffix(".json")
     partial = note.with_name(f".{note.name}.partial")
     partial.write_text(json.dumps(said) + "\n")

@@ -11,8 +11,8 @@ and all hosts that share --out (--process 0/4 ... 3/4, where JAX does not know o
 The same command goes on after a kill and writes the same files. Pictures that cannot be
 used are left out and listed in LATENTS/bad_examples.jsonl. A config that mirrors gets a
 mirrored copy of everything; random crops, degradations and several captions are drawn
---draws times (once, if not said) and then stay as they are. --embeddings also stores
-what a frozen text tower makes of the captions.
+--draws times (config.data.cache_draws, or once) and then stay as they are. --embeddings
+also stores what a frozen text tower makes of the captions.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
     codec, params = build.first_stage(config)
     build.check_pixels(config, codec.factor)
     splits = {name: datasets.source(config, name) for name in args.splits.split(",")}
-    options = dict(dtype=args.dtype, shard_size=args.shard_size, draws=args.draws)
+    draws = args.draws or latents.draws_of(config)
+    latents.warn_of_frozen(config, next(iter(splits.values())), draws)
+    options = dict(dtype=args.dtype, shard_size=args.shard_size, draws=draws)
     frozen = build.frozen(config, params)
     tower = build.tower(config) if args.embeddings else None
     plan = latents.plan(config, frozen, splits, embeddings=args.embeddings, **options)
@@ -73,7 +75,7 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
             source=source,
             codec=codec,
             params=params,
-            row=latents.copies(config, draws=args.draws, split=name),
+            row=latents.copies(config, draws=draws, split=name),
             tower=None if tower is None else (tower.apply, frozen["text"]),
             batch_size=args.batch_size,
             num_workers=config.data.num_workers,
@@ -95,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--out", required=True, help="directory of the cache")
     main.add_argument("--splits", default="train,validation")
     main.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
-    main.add_argument("--draws", type=int, default=1, help="of each random transform")
+    main.add_argument("--draws", type=int, help="of each random transform")
     main.add_argument(
         "--embeddings", action="store_true", help="also of a frozen text tower"
     )

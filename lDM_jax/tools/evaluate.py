@@ -11,15 +11,20 @@
 
 Figures of --extractor=emoji need no download and compare runs on the embedded set only;
 the field's are of --extractor=inception. Each command prints one JSON line, its
-warnings on stderr. A command is a module of
-`lDM_jax.evaluation` with `arguments(parser)`, which declares its flags, and
-`run(args) -> dict`, whose docstring is its help and whose result is printed.
+warnings on stderr. On several hosts, which find each other as those of train.py do,
+reference, generate, compare and sweep share the work; their folders are seen by all.
+
+A command is a module of `lDM_jax.evaluation` with `arguments(parser)`, which declares
+its flags, and `run(args) -> dict`, whose docstring is its help and whose result is
+printed.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+
+import jax
 
 from lDM_jax.arrays import UserError
 from lDM_jax.evaluation import (
@@ -32,6 +37,7 @@ from lDM_jax.evaluation import (
     sweep,
     task,
 )
+from lDM_jax.training import distributed
 from lDM_jax.training.checkpoint import quiet_orbax
 
 COMMANDS = {
@@ -44,6 +50,7 @@ COMMANDS = {
     "task": task,
     "regions": regions,
 }
+SHARED = ("reference", "generate", "compare", "sweep")  # by several hosts
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.run.__doc__)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=name)
         module.arguments(command)
     return main
 
@@ -63,11 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     quiet_orbax()
     try:
+        distributed.start()
+        if jax.process_count() > 1 and args.command not in SHARED:
+            shared = ", ".join(SHARED)
+            raise UserError(f"{args.command} runs in one process; shared are: {shared}")
         result = args.run(args)
     except (UserError, OSError) as error:
         sys.stderr.write(f"evaluate: error: {' '.join(str(error).split())}\n")
         return 2
-    sys.stdout.write(json.dumps(result) + "\n")
+    if distributed.is_first():
+        sys.stdout.write(json.dumps(result) + "\n")
     return 0
 
 

@@ -71,6 +71,10 @@ def report(config, source, *, examine: int) -> dict:
         found["labels_seen"] = len(labels)
     if objects:
         found["boxes"] = spread(objects)
+    cut, looked = datasets.cut_captions(config, source)
+    if looked:
+        found["captions_too_long"] = f"{cut} of {looked}"
+        found["most_tokens"] = config.text.max_length
     return found
 
 
@@ -87,11 +91,8 @@ def spread(values) -> dict:
 
 def name_of(source, label: int) -> str:
     """A class's name, where the source has names, else its number."""
-    for attribute in ("classes", "subgroups"):
-        names = getattr(source, attribute, None)
-        if names and label < len(names):
-            return names[label]
-    return str(label)
+    names = datasets.class_names(source)
+    return names[label] if label < len(names) else str(label)
 
 
 def seen(config, source, index: int, epoch: int) -> dict:
