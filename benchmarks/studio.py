@@ -73,7 +73,7 @@ class Page:
         self.wait(lambda: driver.find_element(By.ID, "stage_figure"))
         time.sleep(1)  # until the toolkit has wired its events
 
-    def wait(self, check, secs: float = 60):
+    def wait(self, check, secs: float = 180):
         """Until the check gives something true."""
         end = time.monotonic() + secs
         while time.monotonic() < end:

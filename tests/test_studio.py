@@ -160,6 +160,8 @@ def test_single_steps_pause_stop_and_resume(studio, session):
     assert last(conduct.go_on(studio, session, controls())).state == "done"
     with pytest.raises(UserError, match="finished"):
         list(conduct.go_on(studio, session, controls()))
+    view = last(conduct.go_on(studio, session, controls(), steps=1))
+    assert (view.state, view.step) == ("paused", 1)  # of a new picture
 
 
 def test_stopped_midway_it_says_so_itself(studio, session):

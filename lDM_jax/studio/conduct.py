@@ -277,14 +277,17 @@ def enter(studio: Studio, session: Session, controls: dict) -> Iterator[View]:
 def go_on(
     studio: Studio, session: Session, controls: dict, *, steps: int | None = None
 ) -> Iterator[View]:
-    """Continue the run with what the controls say now; steps: only so many."""
+    """Continue the run with what the controls say now; steps: only so many.
+
+    A step after the last one, or with no run, is the first step of a new picture.
+    """
     run = session.run
-    if run is None:
-        if steps is None:
-            raise UserError("there is nothing to continue: generate a picture first")
+    if steps is not None and (run is None or run.done):
         session.wish = "pause"
         yield from first_step(studio, session, controls)
         return
+    if run is None:
+        raise UserError("there is nothing to continue: generate a picture first")
     if run.done:
         raise UserError("the picture is finished: go back to a step, or generate")
     edit(studio, session, controls)
