@@ -19,8 +19,6 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("selenium")
-if not (shutil.which("chromium") and shutil.which("chromedriver")):
-    pytest.skip("no chromium", allow_module_level=True)
 
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -31,7 +29,12 @@ from lDM_jax.data.sources import EmojiSource  # noqa: E402
 from lDM_jax.evaluation.prompts import training_pictures  # noqa: E402
 from lDM_jax.metrics.recognition import recognise  # noqa: E402
 
-pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+THERE = shutil.which("chromium") and shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not THERE, reason="no chromium"),
+    pytest.mark.filterwarnings("ignore"),
+]
 ROOT = Path(__file__).parent.parent
 STEPS = 24
 CHANGE = 7  # before a third of the steps
