@@ -9,14 +9,13 @@ its first stage, and Stable Diffusion's attention at 512 px.
 
 import argparse
 import json
-import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.scaling import milliseconds
 from lDM_jax.models import kernels, layers
 
 CONVOLUTIONS = (
@@ -29,17 +28,6 @@ CONVOLUTIONS = (
     (1, 256, 256, 128, 128),
 )
 ATTENTIONS = ((1, 1024, 14, 32), (1, 4096, 8, 40), (1, 4096, 1, 512))
-
-
-def milliseconds(function, operands, repeats: int) -> float:
-    """Median of `repeats` runs after one that compiles."""
-    compiled = jax.jit(function)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*operands))
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[1:])
 
 
 def both(function, operands, repeats: int) -> dict:
