@@ -30,6 +30,7 @@ MODERN = {
     "process.kind": "discrete",
     "process.prediction": "v",
     "process.zero_terminal_snr": False,
+    "unet.qk_norm": False,
     "loss.loss": "l2",
     "loss.weighting": "uniform",
     "loss.log_variance": False,
@@ -75,6 +76,7 @@ RECIPES = {
     "v_zero_snr": ("v, zero terminal SNR, trailing grid", MODERN | ZERO_SNR),
     "v_power_ema": ("v, power-function EMA 0.10", MODERN | {"train.ema_std": 0.1}),
     "v_muon": ("v, Muon", MODERN | {"optimizer.name": "muon"}),
+    "v_qk_norm": ("v, norms of queries and keys", MODERN | {"unet.qk_norm": True}),
     "flow": ("rectified flow, logit-normal times", FLOW),
     "flow_uniform": (
         "rectified flow, uniform times",

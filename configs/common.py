@@ -73,6 +73,7 @@ def diffusion() -> ConfigDict:
         vector_width=0,
         scale_shift=False,
         res_resample=False,
+        qk_norm=False,
         dropout=0.0,
         num_groups=32,
         remat=False,

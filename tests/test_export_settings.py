@@ -89,6 +89,7 @@ def test_bad_unet_settings(config, reason):
     "changes, reason",
     [
         (dict(vector_width=8), "vector_width cannot be written"),
+        (dict(qk_norm=True), "no place for config.unet.qk_norm"),
         (
             dict(head_channels=0, num_heads=2, attn_factors=[1, 2]),
             "have: config.unet.nu",

@@ -231,6 +231,35 @@ def test_attend_limits():
     np.testing.assert_allclose(out, value[:, [1, 1, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (layers.Attention(2, 8, qk_norm=True), (noise("x", (2, 5, 16)),)),
+        (layers.AttentionBlock(2, qk_norm=True), (noise("x", (2, 2, 3, 32)),)),
+    ],
+)
+def test_normed_heads_do_not_depend_on_the_size_of_queries_and_keys(module, inputs):
+    """RMS norm is scale free up to its eps of 1e-6, here beside 1e4 and more."""
+    params = module.init(jax.random.key(0), *inputs)["params"]
+    if "proj_out" in params:  # starts at zero
+        params["proj_out"]["kernel"] = jnp.asarray(noise("out", (32, 32)))
+        params["qkv"] = {"kernel": noise("qkv", (32, 96)), "bias": jnp.zeros(96)}
+        # heads x [q | k | v]: the values keep their size
+        factors = np.tile(np.array([1e3, 1e2, 1], np.float32).repeat(16), 2)
+        changed = params | {"qkv": jax.tree.map(lambda x: x * factors, params["qkv"])}
+    else:
+        factors = {"to_q": 1e3, "to_k": 1e2}
+        changed = params | {
+            name: {"kernel": factor * params[name]["kernel"]}
+            for name, factor in factors.items()
+        }
+    apply = rule.fast_jit(module.apply)
+    small, large = (apply({"params": p}, *inputs) for p in (params, changed))
+    np.testing.assert_allclose(large, small, atol=1e-4)
+    gained = {**params, "q_norm": {"scale": 3 * params["q_norm"]["scale"]}}
+    assert np.abs(apply({"params": gained}, *inputs) - small).max() > 1e-2
+
+
 def test_group_norm_standardises_groups_and_narrow_layers_work():
     x = 5 + 3 * noise("x", (2, 8, 8, 12))
     module = layers.GroupNorm(num_groups=4)

@@ -20,12 +20,13 @@ from lDM_jax.arrays import Cond
 from lDM_jax.interop import convert, names_text
 from lDM_jax.interop import names as tables
 from lDM_jax.models.autoencoder import Autoencoder
-from lDM_jax.models.layers import time_features
+from lDM_jax.models.layers import Attention, time_features
 from lDM_jax.models.text import TextTransformer
 from lDM_jax.models.unet import UNet
 from tests.reference import rule
 
 TOLERANCE = 1e-4
+QKV = ("to_q", "to_k", "to_v")
 RECORDED = ("unet", "kl", "vq", "bert")
 NETWORKS = {
     "unet": UNet(4, 32, (1, 2), 1, (1,), num_heads=4, context_width=48),  # SD 1.x
@@ -265,6 +266,33 @@ def test_live_text_transformer_in_bfloat16():
     found = rule.fast_jit(text.apply)(variables, inputs["tokens"].astype(np.int32))
     error = np.linalg.norm(np.asarray(found) - expected)
     assert 1e-4 < error / np.linalg.norm(expected) < 2e-2
+
+
+@pytest.mark.live
+def test_live_attention_with_normed_queries_and_keys():
+    """Against diffusers' attention with `qk_norm="rms_norm"`, gains not one."""
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
+    from diffusers.models.attention_processor import Attention as Theirs
+
+    theirs = Theirs(16, 24, heads=2, dim_head=8, qk_norm="rms_norm", eps=1e-6)
+    draw = {
+        name: rule.noise(f"qk/{name}", tuple(value.shape))
+        for name, value in theirs.state_dict().items()
+    }
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in draw.items()})
+    x, context = rule.noise("qk/x", (2, 5, 16)), rule.noise("qk/c", (2, 3, 24))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x), torch.tensor(context)).numpy()
+
+    params = {name: {"kernel": draw[f"{name}.weight"].T} for name in QKV}
+    params["to_out"] = {
+        "kernel": draw["to_out.0.weight"].T,
+        "bias": draw["to_out.0.bias"],
+    }
+    params |= {f"{x}_norm": {"scale": draw[f"norm_{x}.weight"]} for x in "qk"}
+    found = Attention(2, 8, qk_norm=True).apply({"params": params}, x, context)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 def test_part_split_and_join_are_inverse():

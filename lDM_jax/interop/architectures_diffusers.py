@@ -194,6 +194,8 @@ def to_unet(
     def blocks(kinds: tuple[str, ...]) -> list[str]:
         return [kinds[1] if on else kinds[2 if residual else 0] for on in attends]
 
+    if section.get("qk_norm", False):
+        raise UserError("diffusers' UNets have no place for config.unet.qk_norm")
     if kind == SPATIAL and residual:
         raise UserError(
             "diffusers has no place for config.unet.res_resample together with "

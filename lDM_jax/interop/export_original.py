@@ -162,6 +162,8 @@ def unet(config, in_channels: int, out_channels: int) -> dict:
     section = config.unet
     demand_groups(section)
     depth = section.get("transformer_depth", 1)
+    if section.get("qk_norm", False):
+        raise UserError("the original program has no place for config.unet.qk_norm")
     if not isinstance(depth, int) or section.get("vector_width", 0):
         raise UserError(
             "the original program has one transformer_depth and no vector_width: the "

@@ -51,6 +51,7 @@ class UNet(nn.Module):
     vector_width     0: Cond.vector "b 4*width" is added to the time embedding as it
                      is; else "b vector_width" through Linear-SiLU-Linear (SDXL)
     scale_shift, res_resample    as in the churches model
+    qk_norm          RMS norm of every attention layer's queries and keys
     remat            compute blocks again in the backward pass instead of keeping them;
     remat_policy     what a block keeps all the same: "nothing", its matrix "products"
                      with parameters, or all "dots" (also attention's)
@@ -69,6 +70,7 @@ class UNet(nn.Module):
     vector_width: int = 0
     scale_shift: bool = False
     res_resample: bool = False
+    qk_norm: bool = False
     dropout: float = 0.0
     num_groups: int = 32
     remat: bool = False
@@ -179,9 +181,9 @@ class UNet(nn.Module):
         def attend(name: str, h: Array, level: int) -> Array:
             heads = self.heads(h.shape[-1])
             if self.context_width is None:
-                return plain(heads, name=name, **common)(h)
+                return plain(heads, name=name, qk_norm=self.qk_norm, **common)(h)
             depth = self.depth(level)
-            block = transformer(heads, depth, name=name, **common)
+            block = transformer(heads, depth, name=name, qk_norm=self.qk_norm, **common)
             return block(h, cond.context, cond.regions)
 
         return res, attend
