@@ -27,6 +27,8 @@ from pathlib import Path
 
 from absl import flags
 
+from lDM_jax.startup import huge_pages
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
 flags.DEFINE_multi_string("prompt", None, "What to draw; repeat for several.")
@@ -423,4 +425,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    huge_pages()
     sys.exit(main(sys.argv))

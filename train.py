@@ -19,6 +19,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from lDM_jax.startup import huge_pages
+
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/emoji.py.")
 flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -116,4 +118,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    huge_pages()
     sys.exit(main(sys.argv))

@@ -31,6 +31,7 @@ from lDM_jax import build, samplers
 from lDM_jax.arrays import Cond
 from lDM_jax.guidance import classifier_free
 from lDM_jax.interop import architectures, architectures_diffusers, convert, names
+from lDM_jax.startup import huge_pages
 
 CONFIGS = {
     "emoji": ("emoji", "emoji_autoencoder", 32),
@@ -337,4 +338,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    huge_pages()
     sys.exit(main())

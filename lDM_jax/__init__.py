@@ -1,5 +1,6 @@
 """Latent diffusion models in JAX: a map of the package, in reading order.
 
+startup                 what a process settles before all else
 arrays, errors, rng     vocabulary, the user's error, named random streams
 image                   pixels, image files
 models/                 networks: layers, unet, autoencoder, text, clip, conditioners

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import only from strictly lower levels (or its own folder's level mates
 # listed in SIDEWAYS). First match wins.
 LEVELS = [
-    (r"lDM_jax\.(errors|image)$", 0),
+    (r"lDM_jax\.(errors|image|startup)$", 0),
     (r"lDM_jax\.arrays$", 0.3),
     (r"lDM_jax\.rng$", 0.6),
     (r"lDM_jax\.models\.kernels$", 0.6),
