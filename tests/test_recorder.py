@@ -1,12 +1,15 @@
 """What a run says of its speed: input wait, MFU, compile time."""
 
 import json
+import math
+import struct
 from types import SimpleNamespace
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from lDM_jax import flops
-from lDM_jax.training import loop
+from lDM_jax.training import loop, recorder
 from lDM_jax.training.sharding import make_mesh
 from tests import toy_run
 
@@ -51,3 +54,19 @@ def test_mfu_is_flops_done_over_flops_possible(tmp_path, monkeypatch):
 )
 def test_peaks_by_the_longest_name(kind, peak):
     assert flops.peak_of([SimpleNamespace(device_kind=kind)] * 4) == 4 * peak
+
+
+def test_the_board_has_no_point_where_a_mean_is_of_nothing(tmp_path, caplog):
+    """The events, read by TensorBoard's own format: length, its CRC, event, CRC."""
+    board = recorder.Board(tmp_path, 0)
+    board.add({"loss": 0.5, "error/t0.00": math.nan, "gnorm": math.inf}, 1)
+    board.close()
+    (file,) = tmp_path.glob("events*")
+    data, tags = file.read_bytes(), {}
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        tags |= {value.tag: value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    assert tags == {"loss": 0.5}
+    assert not caplog.records  # tensorboardX warns of each NaN that it is given

@@ -237,9 +237,13 @@ class Board:
         self._write(start + 1, session_log=session)
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """Write scalars of one step, on disk when this returns."""
+        """Write scalars of one step, on disk when this returns.
+
+        What is not finite, such as the mean of an empty bucket, is no point of a curve.
+        """
         for name, value in values.items():
-            self._write(step, summary=scalar(name, value))
+            if math.isfinite(value):
+                self._write(step, summary=scalar(name, value))
         self._file.flush()
 
     def _write(self, step: int, **content: Any) -> None:
