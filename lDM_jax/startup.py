@@ -17,9 +17,10 @@ def huge_pages(kernel: str = KERNEL) -> None:
 
     XLA's programs for CPUs take their intermediate arrays anew at every run. With pages
     of 4 KiB the kernel hands out tens of thousands of them each time; with 2 MiB a
-    training step of configs/emoji.py takes about a tenth less. Linux only, where huge pages are given to programs that
-    ask ("madvise"), with glibc 2.35 and later; elsewhere nothing happens. A value of
-    GLIBC_TUNABLES in the environment, be it empty, is left alone.
+    training step of configs/emoji.py takes about a tenth less. Linux only, where huge
+    pages are given to programs that ask ("madvise"), with glibc 2.35 and later;
+    elsewhere nothing happens. A value of GLIBC_TUNABLES in the environment, be it
+    empty, is left alone.
     """
     if VARIABLE in os.environ or not sys.platform.startswith("linux"):
         return
