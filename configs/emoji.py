@@ -14,7 +14,11 @@ from configs import common
 
 
 def get_config(arg: str = ""):
-    return common.finish(base("text"), arg)
+    config = base("text")
+    # the best of the recipes in the README's table
+    config.process.kind = "rectified_flow"
+    config.sample.sampler = "euler"
+    return common.finish(config, arg)
 
 
 def base(task: str):

@@ -17,6 +17,7 @@ from lDM_jax.trajectory import Way
 def directory(tmp_path_factory):
     """A weights directory of a toy text model whose last layer is not zero."""
     config = emoji.get_config("smoke").unlock()
+    config.process.kind, config.sample.sampler = "discrete", "ddim"
     config.first_stage.scale = 1.0
     codec, _ = build.first_stage(config)
     model = build.model(config, codec)
