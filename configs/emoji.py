@@ -5,9 +5,10 @@
 
 With --config.data.path=DIR it trains on a folder of pictures and captions instead.
 Trains UNet and text transformer from random weights in a quarter of an hour on two
-CPU cores. The shipped `emoji` has the same config and 8,000 steps, the first 3,999 on
-a cosine that was to end at 12,000: 96.3 % prompt accuracy (measured; `python -m
-lDM_jax.tools.evaluate prompts --model emoji`).
+CPU cores, as a rectified flow: the best of the recipes of benchmarks/recipes.py
+(README). The shipped `emoji` is the same network on the discrete process with v, 8,000
+steps, the first 3,999 on a cosine that was to end at 12,000: 96.3 % prompt accuracy
+(measured; `python -m lDM_jax.tools.evaluate prompts --model emoji`).
 """
 
 from configs import common
