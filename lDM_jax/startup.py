@@ -16,11 +16,11 @@ def huge_pages(kernel: str = KERNEL) -> None:
     """Start this program over, once, with malloc on huge pages; returns if it is.
 
     XLA's programs for CPUs take their intermediate arrays anew at every run. With pages
-    of 4 KiB the kernel hands out tens of thousands of them each time; with 2 MiB a
-    training step of configs/emoji.py takes about a tenth less. Linux only, where huge
-    pages are given to programs that ask ("madvise"), with glibc 2.35 and later;
-    elsewhere nothing happens. A value of GLIBC_TUNABLES in the environment, be it
-    empty, is left alone.
+    of 4 KiB the kernel hands out tens of thousands of them each time; 2 MiB spare most
+    of that (`python -m benchmarks.peers emoji --measure train` times the step, with
+    GLIBC_TUNABLES= before it without them). Linux only, where huge pages are given to
+    programs that ask ("madvise"), with glibc 2.35 and later; elsewhere nothing
+    happens. A value of GLIBC_TUNABLES in the environment, be it empty, is left alone.
     """
     if VARIABLE in os.environ or not sys.platform.startswith("linux"):
         return

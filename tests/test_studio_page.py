@@ -123,6 +123,15 @@ def test_a_prompt_gives_a_picture_and_previews_on_the_way(page):
     assert pixels(final(page)).shape == (64, 64, 3)
 
 
+def stepped(page, words: str) -> None:
+    """A new picture of these words, paused after its first CHANGE steps."""
+    page.write(words)
+    for step in range(1, CHANGE + 1):
+        page.click("step")
+        page.wait(lambda step=step: page.shown("step") == str(step))
+        page.until("paused")
+
+
 def test_a_prompt_changed_midway_is_what_is_drawn(page):
     """In at least 15 of 20 seeds, judged as `evaluate prompts` does."""
     source = EmojiSource(split="train", size_px=64)
@@ -130,11 +139,7 @@ def test_a_prompt_changed_midway_is_what_is_drawn(page):
     found = []
     for seed in range(SEEDS):
         number(page, "seed", seed)
-        page.write("red heart")
-        for step in range(1, CHANGE + 1):
-            page.click("step")
-            page.wait(lambda step=step: page.shown("step") == str(step))
-            page.until("paused")
+        stepped(page, "red heart")
         page.write("pizza")
         page.wait(
             lambda: "pizza" in page.driver.find_element(By.ID, "message_text").text
@@ -197,11 +202,7 @@ def test_a_preset_of_regions_survives_a_reload(page, address, tmp_path):
 
 
 def test_a_downloaded_picture_draws_itself_again(page, address, tmp_path):
-    page.write("red heart")
-    for step in range(1, CHANGE + 1):
-        page.click("step")
-        page.wait(lambda step=step: page.shown("step") == str(step))
-        page.until("paused")
+    stepped(page, "red heart")
     page.write("pizza")
     page.wait(lambda: "pizza" in page.driver.find_element(By.ID, "message_text").text)
     page.click("resume")
