@@ -2,8 +2,10 @@
 
 import pytest
 
+from configs import celebahq_ldm4
 from lDM_jax.arrays import UserError
 from lDM_jax.interop import architectures_diffusers as archs
+from lDM_jax.interop import export_original
 
 PLAIN = dict(_class_name="UNet2DModel", block_out_channels=[32, 64], layers_per_block=1)
 PLAIN |= dict(in_channels=3, out_channels=3, attention_head_dim=16)
@@ -102,6 +104,14 @@ def test_what_diffusers_has_no_place_for(changes, reason):
     section = archs.unet(PLAIN) | changes
     with pytest.raises(UserError, match=reason):
         archs.to_unet(section, in_channels=3, out_channels=3, sample_size=8)
+
+
+def test_the_original_has_no_place_for_normed_queries_and_keys():
+    config = celebahq_ldm4.get_config().unlock()
+    assert export_original.unet(config, 3, 3)["model_channels"] == 224
+    config.unet.qk_norm = True
+    with pytest.raises(UserError, match="no place for config.unet.qk_norm"):
+        export_original.unet(config, 3, 3)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "sqrt_linear", "cosine"])

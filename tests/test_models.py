@@ -7,6 +7,7 @@ allocated.
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +259,25 @@ def test_normed_heads_do_not_depend_on_the_size_of_queries_and_keys(module, inpu
     np.testing.assert_allclose(large, small, atol=1e-4)
     gained = {**params, "q_norm": {"scale": 3 * params["q_norm"]["scale"]}}
     assert np.abs(apply({"params": gained}, *inputs) - small).max() > 1e-2
+
+
+@pytest.mark.parametrize("context_width", [None, 8])
+def test_every_attention_layer_of_the_unet_has_its_norms(context_width):
+    def norms(qk_norm: bool) -> list[str]:
+        unet = UNet(3, 32, (1, 2), 1, (1, 2), 2, context_width=context_width)
+        cond = Cond(context=noise("context", (2, 5, 8)) if context_width else None)
+        shapes = jax.eval_shape(
+            unet.clone(qk_norm=qk_norm).init,
+            *(jax.random.key(0), noise("z", (2, 4, 4, 3)), np.zeros(2, np.int32), cond),
+        )
+        leaves = jax.tree.leaves_with_path(shapes)
+        names = [jax.tree_util.keystr(path) for path, _ in leaves]
+        return [name for name in names if re.search("[qk]_norm", name)]
+
+    # two levels: one layer each down, two up, and the middle; in a spatial
+    # transformer's block there are two
+    assert norms(False) == []
+    assert len(norms(True)) == 2 * (7 if context_width is None else 14)
 
 
 def test_group_norm_standardises_groups_and_narrow_layers_work():

@@ -9,6 +9,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lDM_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+SECTIONS = [
+    "Install",
+    "Two commands",
+    "Your own data",
+    "Tasks on the embedded scenes",
+    "The studio",
+    "Several devices, several hosts",
+    "Recipes",
+    "Watching a run",
+    "What was measured",
+    "Evaluation",
+    "Speed",
+    "Configs",
+    "First stages",
+    "Weights from and to other programs",
+    "The package",
+    "Tests",
+    "Honest limits",
+    "Licence and sources",
+]
 
 # A module may import only from strictly lower levels (or its own folder's level mates
 # listed in SIDEWAYS). First match wins.
@@ -191,3 +211,10 @@ def test_every_public_thing_has_a_docstring(path):
         if isinstance(node, kinds) and not node.name.startswith("_"):
             where = f"{path}:{node.lineno} {node.name}"
             assert ast.get_docstring(node) or node.name in ("main", "parse"), where
+
+
+def test_the_readme_has_its_sections():
+    """They were lost once, in an edit of a section between them."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    found = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+    assert found == SECTIONS

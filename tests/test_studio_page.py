@@ -153,6 +153,7 @@ def test_a_prompt_changed_midway_is_what_is_drawn(page):
         labels=source.labels,
     ).nearest
     right = (source.labels[index] == wanted).sum()
+    print(f"{right} of {SEEDS} follow the new prompt")
     assert right >= 15
 
 
