@@ -265,14 +265,15 @@ def codec(case: Case, kind: str) -> tuple[Callable, Callable]:
     rng = np.random.default_rng(3)
     x = rng.uniform(-1, 1, (rows, size, size, 3))
     z = rng.standard_normal((rows, *case.z.shape[1:]))
-    given = x if kind == "encode" else z
+    given = jnp.asarray(x if kind == "encode" else z, jnp.float32)
     method = "moments" if kind == "encode" else "decode"
     apply = jax.jit(lambda params, x: case.stage.apply(params, x, method=method))
 
     def ours():
-        jax.block_until_ready(apply(case.stage_params, jnp.asarray(given, jnp.float32)))
+        jax.block_until_ready(apply(case.stage_params, given))
 
-    network, moved = case.stage_torch, first(tensor(given, case.device))
+    network = case.stage_torch
+    moved = first(tensor(np.asarray(given), case.device))
     options = {} if case.stage.is_kl else {"force_not_quantize": True}
 
     @torch.no_grad()

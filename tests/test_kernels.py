@@ -1,5 +1,6 @@
 """Convolution and attention for CPUs against XLA's own operations."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,86 @@ def test_convolution_and_its_gradients_are_xla_s(shape, chunk, monkeypatch):
     expected = with_gradients(xla, x, kernel)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (1, 16, 2, 3)])
+def test_winograds_convolution_and_its_gradients_are_xla_s(shape, monkeypatch):
+    for name in ("FEW_PIXELS", "WINOGRAD_PIXELS", "WINOGRAD_CHANNELS"):
+        monkeypatch.setattr(kernels, name, 1)
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 7)
+    found = jax.jit(lambda *a: with_gradients(kernels.convolution, *a))(x, kernel)
+    products = str(jax.make_jaxpr(kernels.convolution)(x, kernel)).count("dot_general")
+    assert products == 1, "Winograd's way was not taken"
+    for one, other in zip(found, with_gradients(xla, x, kernel), strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "c", "taken"),
+    [
+        (32, 32, 192, True),
+        (33, 32, 192, False),  # odd
+        (32, 33, 192, False),
+        (30, 30, 192, False),  # few pixels
+        (32, 32, 191, False),  # few channels
+        (512, 512, 192, False),  # too much memory
+    ],
+)
+def test_winograds_way_is_for_wide_pictures_of_even_extents(
+    h, w, c, taken, monkeypatch
+):
+    calls = []
+    own = kernels.winograd
+    monkeypatch.setattr(kernels, "winograd", lambda *a: calls.append(a) or own(*a))
+    x, kernel = jnp.zeros((1, h, w, c)), jnp.zeros((3, 3, c, 200))
+    jax.eval_shape(lambda *a: with_gradients(kernels.convolution, *a), x, kernel)
+    assert len(calls) == 2 * taken  # forward and backward
+
+
+@pytest.mark.parametrize("few", [0, 2**20], ids=["xla", "products"])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (1, 3, 1, 2), (1, 16, 48, 3)])
+def test_convolution_of_doubled_pictures_and_its_gradients_are_xla_s(
+    shape, few, monkeypatch
+):
+    monkeypatch.setattr(kernels, "FEW_DOUBLED", few)
+    monkeypatch.setattr(kernels, "MANY_CHANNELS", 1)
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 2**13)
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 7)
+    ours = jax.jit(lambda *a: with_gradients(kernels.doubled_convolution, *a))
+    expected = with_gradients(lambda x, k: xla(layers.upsample2(x), k), x, kernel)
+    for one, other in zip(ours(x, kernel), expected, strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)
+
+
+def test_upsampling_takes_it_from_sixteen_by_sixteen_on():
+    upsample = layers.Upsample()
+    x, small = normal(0, 1, 16, 16, 4), normal(0, 1, 8, 8, 4)
+    params = upsample.init(jax.random.key(0), x)
+    with kernels.plain():
+        expected = upsample.apply(params, x), upsample.apply(params, small)
+    for picture, plain in zip((x, small), expected, strict=True):
+        found = upsample.apply(params, picture)
+        np.testing.assert_allclose(found, plain, **CLOSE)
+    text = str(jax.make_jaxpr(upsample.apply)(params, x))
+    assert "doubled_convolution" in text
+    text = str(jax.make_jaxpr(upsample.apply)(params, small))
+    assert "doubled_convolution" not in text
+
+
+@pytest.mark.parametrize(("c", "groups"), [(12, 4), (6, 6), (8, 1), (4, 32)])
+def test_group_norm_is_flax_s(c, groups):
+    x = 3 * normal(0, 2, 5, 4, c) + 2
+    norm = layers.GroupNorm(num_groups=groups, eps=1e-3)
+    own = norm.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, own) == {"norm": {"scale": (c,), "bias": (c,)}}
+    params = {"scale": normal(1, c), "bias": normal(2, c)}
+    flax = nn.GroupNorm(min(groups, c), epsilon=1e-3, use_fast_variance=False)
+    ours = with_gradients(
+        lambda p, x: norm.apply({"params": {"norm": p}}, x), params, x
+    )
+    theirs = with_gradients(lambda p, x: flax.apply({"params": p}, x), params, x)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("scores", [2**20, 96 * 16, 1])
