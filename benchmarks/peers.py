@@ -212,10 +212,14 @@ def their_training(case: Case, target) -> Callable:
 
 
 def sampling(case: Case) -> tuple[Callable, Callable]:
-    """(ours, theirs): a DDIM trajectory, guided (scale 3) where there is a context."""
+    """(ours, theirs): a DDIM trajectory, guided (scale 3) where there is a context.
+
+    Of the discrete process, which both programs have, whatever the config trains.
+    """
     steps, rows = case.options.steps, case.options.rows
     z_T = np.random.default_rng(2).standard_normal((rows, *case.z.shape[1:]))  # noqa: N806
-    process = build.make_process(**case.config.process)
+    section = {**case.config.process, "kind": "discrete"}
+    process = build.make_process(**section)
     grid, cond = process.grid(steps), case.cond(rows)
 
     @jax.jit
@@ -234,7 +238,7 @@ def sampling(case: Case) -> tuple[Callable, Callable]:
         z = jnp.asarray(z_T, jnp.float32)
         jax.block_until_ready(trajectory(case.params, z, cond))
 
-    settings = architectures_diffusers.to_scheduler(case.config.process.to_dict())
+    settings = architectures_diffusers.to_scheduler(section)
     scheduler = diffusers.DDIMScheduler.from_config(settings)
 
     @torch.no_grad()
