@@ -51,7 +51,7 @@ class _Groups(nn.Module):
     """
 
     num_groups: int
-    eps: float
+    epsilon: float
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -60,7 +60,7 @@ class _Groups(nn.Module):
         bias = self.param("bias", zeros, (c,))
         scale, bias = (row.reshape(1, 1, 1, c) for row in (scale, bias))
         x = x - self._mean(x)
-        return x * (jax.lax.rsqrt(self._mean(x * x) + self.eps) * scale) + bias
+        return x * (jax.lax.rsqrt(self._mean(x * x) + self.epsilon) * scale) + bias
 
     def _mean(self, x: Array) -> Array:
         """The group's mean at each of its channels: "b 1 1 c"."""
