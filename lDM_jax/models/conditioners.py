@@ -35,7 +35,8 @@ class ClassConditioner(nn.Module):
     """Label -> one context token "b 1 width", or with `as_vector` the vector "b width".
 
     Index num_classes is the null class; without `null_class` (the first releases) the
-    table has no such row and nothing can be dropped.
+    table has no such row and nothing can be dropped. The table starts as N(0, 1), as
+    the original's does: from flax's default, N(0, 1/width), labels are learned slowly.
     """
 
     num_classes: int
@@ -50,7 +51,8 @@ class ClassConditioner(nn.Module):
     ) -> Float[Array, "b *n d"]:
         del train
         rows = self.num_classes + self.null_class
-        embed = nn.Embed(rows, self.width, name="embed")
+        normal = nn.initializers.normal(1.0)
+        embed = nn.Embed(rows, self.width, embedding_init=normal, name="embed")
         if self.null_class:
             label = jnp.where(drop, self.num_classes, label)
         vector = embed(label)
