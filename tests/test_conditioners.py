@@ -66,6 +66,14 @@ def test_classes_with_and_without_a_null_class(as_vector):
     np.testing.assert_array_equal(out.reshape(2, 4), table[label])
 
 
+def test_class_embeddings_start_with_variance_one():
+    variables = ClassConditioner(200, 512).init(
+        jax.random.key(0), jnp.zeros(1, int), KEEP[:1]
+    )
+    table = variables["params"]["embed"]["embedding"]
+    assert abs(table.std() - 1) < 0.01  # 2 / sqrt(2 * 201 * 512) is 0.004
+
+
 def test_a_condition_as_it_is():
     value = jnp.ones((2, 3, 3, 1))
     out = AsItIs().apply({}, value, DROP_SECOND)
