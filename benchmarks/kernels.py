@@ -4,7 +4,8 @@
 
 A line a shape: milliseconds of the forward pass and of forward and backward together,
 both ways, and how many times faster ours is. Shapes are those of celebahq_ldm4's UNet,
-its first stage, and Stable Diffusion's attention at 512 px.
+its first stage, and Stable Diffusion's attention at 512 px; "doubled" is a picture made
+twice as large before its convolution.
 """
 
 import argparse
@@ -27,6 +28,7 @@ CONVOLUTIONS = (
     (1, 128, 128, 128, 128),
     (1, 256, 256, 128, 128),
 )
+DOUBLED = ((1, 16, 16, 896), (1, 32, 32, 672), (1, 64, 64, 512), (1, 128, 128, 256))
 ATTENTIONS = ((1, 1024, 14, 32), (1, 4096, 8, 40), (1, 4096, 1, 512))
 
 
@@ -61,6 +63,11 @@ def main() -> int:
         x = normal(b, h, w, c)
         operands = conv.init(jax.random.key(0), x), x
         line = {"convolution": [b, h, w, c, d], **both(conv.apply, operands, repeats)}
+        sys.stdout.write(json.dumps(line) + "\n")
+    for shape in DOUBLED:
+        upsample, x = layers.Upsample(), normal(*shape)
+        operands = upsample.init(jax.random.key(0), x), x
+        line = {"doubled": shape, **both(upsample.apply, operands, repeats)}
         sys.stdout.write(json.dumps(line) + "\n")
     for shape in ATTENTIONS:
         operands = [normal(*shape) for _ in range(3)]

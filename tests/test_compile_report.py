@@ -16,7 +16,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lDM_jax.tools.compile_report import collectives, does_not_fit, report, shape_bytes
+from lDM_jax.config_file import read_config
+from lDM_jax.tools.compile_report import (
+    abstract,
+    collectives,
+    compile_sampler,
+    does_not_fit,
+    report,
+    shape_bytes,
+)
 from lDM_jax.training.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +88,15 @@ def call(*flags):
         capture_output=True,
         text=True,
     )
+
+
+def test_a_sampler_without_a_condition_has_rows_to_draw():
+    """Of cached latents a batch has nothing else than what is not sampled from."""
+    config = read_config("configs/emoji_unconditional.py:smoke", [])
+    config.data.cache_latents = True
+    compiled = compile_sampler(abstract(config), make_mesh(), 8)
+    drawn = jax.tree.leaves(compiled.out_info)[0]
+    assert drawn.shape[0] == 8
 
 
 @pytest.mark.skipif(

@@ -191,7 +191,6 @@ def work_of(what: Abstract, name: str, rows: int) -> int:
     state = jax.eval_shape(what.stage.init, key)
     if name == "training step":
         return flop_counts.count(what.stage.step, state, what.frozen, batch, key)
-    batch.pop("moments", None)
     keys = jax.eval_shape(lambda key: jax.random.split(key, rows), key)
     return flop_counts.count(what.sample, state.ema, what.frozen, batch, keys)
 
@@ -237,7 +236,6 @@ def compile_sampler(
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     frozen = placed(what.frozen, replicated(mesh))
     batch = batch_of(what.row, rows, mesh)
-    batch.pop("moments", None)
     sampler = jax.jit(what.sample, out_shardings=where)
     lowered = sampler.lower(params, frozen, batch, keys)
     return lowered.compile(compiler_options=options or None)
