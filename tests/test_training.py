@@ -1,6 +1,7 @@
 """Both stages from their smoke configs: they learn, look at themselves, and shard."""
 
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from lDM_jax import build, experiment, losses, rng
-from lDM_jax.arrays import UserError
+from lDM_jax.arrays import Cond, UserError
+from lDM_jax.diffusion import Process
+from lDM_jax.training import diffusion
 from lDM_jax.training.optim import make_optimizer, make_schedule
 from lDM_jax.training.sharding import make_mesh
 from lDM_jax.training.state import ema_update
@@ -51,6 +54,29 @@ def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
     assert pictures[picture].dtype == np.uint8 and pictures[picture].ndim == 3
     figures = stage.evaluate(state, frozen, [next(iter(made.eval_batches()))])
     assert all(np.isfinite(value) for value in figures.values())
+
+
+def test_a_preview_without_a_condition_draws_every_row_once():
+    seen = []
+
+    def denoise(params, z, t, cond):
+        seen.append(len(z))
+        return z
+
+    conds = Cond(), Cond(context=jnp.zeros((3, 1, 2)))
+    for cond, rows in zip(conds, (3, 6), strict=True):
+        model = SimpleNamespace(
+            process=Process.discrete(),
+            condition=lambda *rest, cond=cond: cond,
+            denoise=denoise,
+            codec=SimpleNamespace(decode=lambda params, z: z),
+        )
+        draw = diffusion.make_sampler(model, diffusion.PreviewSettings(steps=2))
+        keys = jax.random.split(jax.random.key(0), 3)
+        frozen = {"first_stage": None}
+        assert draw({}, frozen, {}, (2, 2, 1), keys, 3.0).shape == (3, 2, 2, 1)
+        assert set(seen) == {rows}
+        seen.clear()
 
 
 def test_the_denoiser_trains_its_text_transformer_and_averages_it():

@@ -287,10 +287,13 @@ def make_sampler(model: Model, settings: PreviewSettings) -> Callable:
     def sample(params, frozen, batch: Batch, latent_shape, keys: Array, guidance):
         rows = keys.shape[0]
         cond = model.condition(params, frozen, batch)
-        null = model.condition(params, frozen, batch, jnp.ones(rows, bool))
-        denoise = classifier_free(
-            lambda z, t, cond: model.denoise(params, z, t, cond), cond, null, guidance
-        )
+
+        def denoise(z, t, cond=cond):
+            return model.denoise(params, z, t, cond)
+
+        if jax.tree.leaves(cond):  # else there is nothing to guide by
+            null = model.condition(params, frozen, batch, jnp.ones(rows, bool))
+            denoise = classifier_free(denoise, cond, null, guidance)
         z = rng.normal_per_seed(keys, latent_shape)
         z = samplers.sample(
             denoise, z, model.process, grid=grid, sampler=sampler, keys=keys
