@@ -14,6 +14,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"{name}={value}" for name, value in flags.items() if name not in given)]
 )
 
+from lDM_jax.startup import spread_convolutions  # noqa: E402
+
+spread_convolutions()
+
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

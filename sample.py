@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lDM_jax.startup import huge_pages
+from lDM_jax.startup import prepare
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
@@ -425,5 +425,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    huge_pages()
+    prepare()
     sys.exit(main(sys.argv))

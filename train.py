@@ -19,7 +19,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lDM_jax.startup import huge_pages
+from lDM_jax.startup import prepare
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/emoji.py.")
@@ -118,5 +118,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    huge_pages()
+    prepare()
     sys.exit(main(sys.argv))

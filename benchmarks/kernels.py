@@ -5,19 +5,24 @@
 A line a shape: milliseconds of the forward pass and of forward and backward together,
 both ways, and how many times faster ours is. Shapes are those of celebahq_ldm4's UNet,
 its first stage, and Stable Diffusion's attention at 512 px; "doubled" is a picture made
-twice as large before its convolution.
+twice as large before its convolution. "spread" is XLA's own convolution both times, of
+shapes of the emoji networks: as `startup.spread_convolutions` has it, and YNNPACK's.
+"norm" is our group norm beside flax's.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.scaling import milliseconds
 from lDM_jax.models import kernels, layers
+from lDM_jax.startup import FUSIONS, spread_convolutions
 
 CONVOLUTIONS = (
     (1, 8, 8, 896, 896),
@@ -28,25 +33,75 @@ CONVOLUTIONS = (
     (1, 128, 128, 128, 128),
     (1, 256, 256, 128, 128),
 )
+SPREAD = (
+    (32, 8, 8, 64, 64),
+    (32, 8, 8, 128, 64),
+    (32, 4, 4, 128, 128),
+    (1, 64, 64, 64, 64),
+    (1, 32, 32, 128, 128),
+)
+YNNPACK = ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION", "REDUCE")
 DOUBLED = ((1, 16, 16, 896), (1, 32, 32, 672), (1, 64, 64, 512), (1, 128, 128, 256))
+NORMS = ((32, 8, 8, 64), (1, 32, 32, 448), (1, 64, 64, 224), (1, 256, 256, 128))
 ATTENTIONS = ((1, 1024, 14, 32), (1, 4096, 8, 40), (1, 4096, 1, 512))
 
 
-def both(function, operands, repeats: int) -> dict:
-    """Ours and XLA's: forward, and forward with all gradients."""
+def ways(function) -> dict[str, Callable]:
+    """Forward, and forward with all gradients."""
 
     def gradients(*operands):
         out, pull = jax.vjp(function, *operands)
         return pull(out)
 
-    line = {}
-    for name, what in (("forward", function), ("with_gradients", gradients)):
-        ours = milliseconds(what, operands, repeats)
+    return {"forward": function, "with_gradients": gradients}
+
+
+def beside(ours: Callable, theirs: Callable) -> dict:
+    """ours(way) and theirs(way), in milliseconds, for both ways of `ways`."""
+    found = {}
+    for way in ("forward", "with_gradients"):
+        first, second = ours(way), theirs(way)
+        found[way] = [round(first, 2), round(second, 2), round(second / first, 2)]
+    return found
+
+
+def spread(function, operands, repeats: int) -> dict:
+    """XLA's own, without and with YNNPACK's convolutions."""
+    types = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in YNNPACK)
+    options = {FUSIONS.removeprefix("--"): types}
+
+    def timed(way: str, **options):
+        return milliseconds(ways(function)[way], operands, repeats, **options)
+
+    with kernels.plain():
+        return beside(timed, lambda way: timed(way, compiler_options=options))
+
+
+def both(function, operands, repeats: int) -> dict:
+    """Ours and XLA's."""
+
+    def timed(way: str):
+        # a function of its own, so that nothing traced before is found again
+        what = ways(function)[way]
+        return milliseconds(lambda *operands: what(*operands), operands, repeats)
+
+    def theirs(way: str):
         with kernels.plain():
-            # another function, so that nothing traced before is found again
-            theirs = milliseconds(lambda *a, what=what: what(*a), operands, repeats)
-        line[name] = [round(ours, 2), round(theirs, 2), round(theirs / ours, 2)]
-    return line
+            return timed(way)
+
+    return beside(timed, theirs)
+
+
+def norms(x, repeats: int) -> dict:
+    """Our group norm and flax's, which have the same parameters."""
+    norm, flax_norm = layers.GroupNorm(), nn.GroupNorm(32)
+    params = norm.init(jax.random.key(0), x)
+    inner = {"params": params["params"]["norm"]}
+    ours, theirs = ways(norm.apply), ways(flax_norm.apply)
+    return beside(
+        lambda way: milliseconds(ours[way], (params, x), repeats),
+        lambda way: milliseconds(theirs[way], (inner, x), repeats),
+    )
 
 
 def main() -> int:
@@ -58,16 +113,21 @@ def main() -> int:
     def normal(*shape):
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    for b, h, w, c, d in CONVOLUTIONS:
+    shapes = [("spread", s, spread) for s in SPREAD]
+    shapes += [("convolution", s, both) for s in CONVOLUTIONS]
+    for name, (b, h, w, c, d), measure in shapes:
         conv = layers.conv3x3(d, "conv")
         x = normal(b, h, w, c)
         operands = conv.init(jax.random.key(0), x), x
-        line = {"convolution": [b, h, w, c, d], **both(conv.apply, operands, repeats)}
+        line = {name: [b, h, w, c, d], **measure(conv.apply, operands, repeats)}
         sys.stdout.write(json.dumps(line) + "\n")
     for shape in DOUBLED:
         upsample, x = layers.Upsample(), normal(*shape)
         operands = upsample.init(jax.random.key(0), x), x
         line = {"doubled": shape, **both(upsample.apply, operands, repeats)}
+        sys.stdout.write(json.dumps(line) + "\n")
+    for shape in NORMS:
+        line = {"norm": shape, **norms(normal(*shape), repeats)}
         sys.stdout.write(json.dumps(line) + "\n")
     for shape in ATTENTIONS:
         operands = [normal(*shape) for _ in range(3)]
@@ -77,4 +137,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    spread_convolutions()
     sys.exit(main())

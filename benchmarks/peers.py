@@ -3,14 +3,16 @@
     python -m benchmarks.peers emoji
     python -m benchmarks.peers celebahq --batch 1 --steps 2 --repeats 3
 
-Cases: a training step of the UNet (loss, gradients, AdamW, EMA), a guided or plain
-DDIM trajectory, encoding and decoding by the first stage. Both programs hold the same
-random weights, and their predictions are compared first. They take turns, `repeats`
-times after two runs each that compile and warm up; where a run takes less than a
-second, each turn is the second of two. A line has both medians and the ratio (above 1:
-ours is faster). `--compile` puts PyTorch's networks through torch.compile. On a CUDA
-GPU both run there, `--bf16` in bfloat16. On Linux both have huge pages
-(`lDM_jax/startup.py`) unless GLIBC_TUNABLES is set.
+Cases: training steps of the UNet (loss, gradients, AdamW, EMA; of the small network
+four in a row, without waiting in between, as a training loop has them), a guided or
+plain DDIM trajectory, encoding and decoding by the first stage. Both programs hold the
+same random weights, and their predictions are compared first. They take turns,
+`repeats` times after two runs each that compile and warm up; where a run takes less
+than a second, each turn is the second of two. A line has both medians, of one step in
+training, their ratio (above 1: ours is faster), and that of the least times, which a
+machine shared with others disturbs less. `--compile` puts PyTorch's networks
+through torch.compile. On a CUDA GPU both run there, `--bf16` in bfloat16. On Linux both
+have huge pages (`lDM_jax/startup.py`) unless GLIBC_TUNABLES is set.
 """
 
 import argparse
@@ -33,15 +35,16 @@ from lDM_jax import build, samplers
 from lDM_jax.arrays import Cond
 from lDM_jax.guidance import classifier_free
 from lDM_jax.interop import architectures, architectures_diffusers, convert, names
-from lDM_jax.startup import huge_pages
+from lDM_jax.startup import prepare
 
+# the config, its first stage, pictures and training steps of a run
 CONFIGS = {
-    "emoji": ("emoji", "emoji_autoencoder", 32),
-    "celebahq": ("celebahq_ldm4", "vq_f4", 1),
-    "imagenet": ("imagenet_class_ldm4", "vq_f4", 1),
+    "emoji": ("emoji", "emoji_autoencoder", 32, 4),
+    "celebahq": ("celebahq_ldm4", "vq_f4", 1, 1),
+    "imagenet": ("imagenet_class_ldm4", "vq_f4", 1, 1),
 }
 SHORT_SECS = 1.0
-PAUSE_SECS = 0.02
+PAUSE_SECS = 0.3
 TEXT_TOKENS = {"text": 24, "class": 1}
 
 
@@ -49,7 +52,7 @@ class Case:
     """The networks of a config in both programs, with the same weights."""
 
     def __init__(self, name: str, *, batch: int, options: argparse.Namespace):
-        config_name, first_stage, own_batch = CONFIGS[name]
+        config_name, first_stage, own_batch, self.in_a_row = CONFIGS[name]
         self.config = load(config_name)
         self.batch, self.options = batch or own_batch, options
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,7 +159,7 @@ def check(case: Case) -> float:
 
 
 def training(case: Case) -> tuple[Callable, Callable]:
-    """(ours, theirs): one update of UNet and EMA, squared error of random targets."""
+    """(ours, theirs): updates of UNet and EMA, squared error of random targets."""
     target = np.random.default_rng(1).standard_normal(case.z.shape)
     return our_training(case, target), their_training(case, target)
 
@@ -184,7 +187,9 @@ def our_training(case: Case, target) -> Callable:
     compiled = jax.jit(step, donate_argnums=0)
 
     def run():
-        box[0] = jax.block_until_ready(compiled(box[0]))
+        for _ in range(case.in_a_row):
+            box[0] = compiled(box[0])
+        jax.block_until_ready(box[0])
 
     return run
 
@@ -196,8 +201,7 @@ def their_training(case: Case, target) -> Callable:
     z, y = (first(tensor(x, case.device)) for x in (case.z, target))
     t = torch.tensor(case.t, device=case.device)
 
-    def run():
-        network.train()
+    def step():
         with case.autocast():
             loss = torch.nn.functional.mse_loss(case.torch_unet(z, t).float(), y)
         optimizer.zero_grad(set_to_none=True)
@@ -205,6 +209,11 @@ def their_training(case: Case, target) -> Callable:
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(ema, list(network.parameters()), 0.0001)
+
+    def run():
+        network.train()
+        for _ in range(case.in_a_row):
+            step()
         wait(case)
         network.eval()
 
@@ -304,27 +313,33 @@ def seconds(run: Callable) -> float:
 
 
 def settled(run: Callable, *, short: bool) -> float:
-    """Seconds of a run; of a short one, of the second in a row.
+    """Seconds of a run after a pause; of a short one, of the second in a row.
 
-    After its work a program's threads go on spinning for some milliseconds, on cores
-    that the other one wants, and the caches hold the other's weights.
+    After its work a program's threads go on spinning for a while, on cores that the
+    other one wants, and the caches hold the other's weights.
     """
+    time.sleep(PAUSE_SECS)
     if short:
-        time.sleep(PAUSE_SECS)
         run()
     return seconds(run)
 
 
-def race(pair: tuple[Callable, Callable], repeats: int) -> dict:
-    """Medians of both, taking turns, after two runs each that are not counted."""
+def race(pair: tuple[Callable, Callable], repeats: int, *, steps: int = 1) -> dict:
+    """Medians of both, of one of a run's steps, taking turns.
+
+    After two runs each that are not counted.
+    """
     first_runs = [seconds(run) for run in pair]
     short = max(seconds(run) for run in pair) < SHORT_SECS
     times = [[settled(run, short=short) for run in pair] for _ in range(repeats)]
-    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    columns = tuple(zip(*times, strict=True))
+    ours, theirs = map(statistics.median, columns)
+    least, their_least = map(min, columns)
     return {
-        "ours_secs": round(ours, 4),
-        "theirs_secs": round(theirs, 4),
+        "ours_secs": round(ours / steps, 4),
+        "theirs_secs": round(theirs / steps, 4),
         "ratio": round(theirs / ours, 3),
+        "ratio_of_least": round(their_least / least, 3),
         "first_run_secs": [round(value, 2) for value in first_runs],
     }
 
@@ -351,8 +366,10 @@ def main() -> int:
     case = Case(options.config, batch=options.batch, options=copy.copy(options))
     sys.stdout.write(json.dumps({"prediction_difference": check(case)}) + "\n")
     for name in options.measure or MEASURES:
-        found = race(MEASURES[name](case), options.repeats)
-        rows = case.batch if name == "train" else options.rows
+        train = name == "train"
+        steps = case.in_a_row if train else 1
+        found = race(MEASURES[name](case), options.repeats, steps=steps)
+        rows = case.batch if train else options.rows
         line = {"config": options.config, "measure": name, "rows": rows, **found}
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
@@ -360,5 +377,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    huge_pages()
+    prepare()
     sys.exit(main())

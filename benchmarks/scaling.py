@@ -20,11 +20,12 @@ import jax.numpy as jnp
 
 from lDM_jax import build, config_file, flops
 from lDM_jax.arrays import Cond
+from lDM_jax.startup import spread_convolutions
 
 
-def milliseconds(function, operands, repeats: int) -> float:
-    """Median of `repeats` runs after one that compiles."""
-    compiled = jax.jit(function)
+def milliseconds(function, operands, repeats: int, **options) -> float:
+    """Median of `repeats` runs after one that compiles; options: `jax.jit`'s."""
+    compiled = jax.jit(function, **options)
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -90,4 +91,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    spread_convolutions()
     sys.exit(main())

@@ -89,6 +89,7 @@ def diffusion() -> ConfigDict:
         max_length=77,
         vocab_size=30_522,
         token_std=0.02,
+        position_std=0.02,
     )
     config.rescaler = dict(num_stages=2, width=3)
     config.low_res = dict(kind="bicubic", factor=4, fold=1)

@@ -15,11 +15,14 @@ from configs import common
 
 
 def get_config(arg: str = ""):
-    config = base("text")
-    # the best of the recipes in the README's table
+    return common.finish(flow(base("text")), arg)
+
+
+def flow(config):
+    """config as a rectified flow, the best of the recipes in the README's table."""
     config.process.kind = "rectified_flow"
     config.sample.sampler = "euler"
-    return common.finish(config, arg)
+    return config
 
 
 def base(task: str):

@@ -12,8 +12,6 @@ from configs import common, emoji
 
 
 def get_config(arg: str = ""):
-    config = emoji.base("class")
-    config.process.kind = "rectified_flow"
-    config.sample.sampler = "euler"
+    config = emoji.flow(emoji.base("class"))
     config.num_classes = 0  # as many as the data has
     return common.finish(config, arg)

@@ -10,10 +10,12 @@ Animals & Nature, Flags, Food & Drink, Objects, People & Body, Smileys & Emotion
 Symbols, Travel & Places.
 """
 
-from configs import common, emoji_scenes
+from configs import common, emoji, emoji_scenes
 
 
 def get_config(arg: str = ""):
-    config = emoji_scenes.base("layout")
-    config.text.update(dict(max_length=20, vocab_size=300))
+    config = emoji.flow(emoji_scenes.base("layout"))
+    # positions as large as tokens: they tell which corners belong to which label
+    config.text.update(dict(max_length=20, vocab_size=300, position_std=1.0))
+    config.train.num_steps = 4000
     return common.finish(config, arg)

@@ -9,9 +9,11 @@ import pytest
 
 from lDM_jax import build
 from lDM_jax.arrays import UserError
+from lDM_jax.box_tokens import BoxTokenizer
 from lDM_jax.codec import Codec
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.conditioners import AsItIs, ClassConditioner, SpatialRescaler
+from lDM_jax.models.text import TextTransformer
 from tests.reference import rule
 
 KEEP = jnp.zeros(2, bool)
@@ -64,6 +66,25 @@ def test_classes_with_and_without_a_null_class(as_vector):
     variables = {"params": {"embed": {"embedding": table[:3]}}}
     out = bare.apply(variables, label, DROP_SECOND)
     np.testing.assert_array_equal(out.reshape(2, 4), table[label])
+
+
+def test_which_label_has_which_box_is_seen_from_the_first_step():
+    """Blind to order, the six vectors of swapped labels would have the same mean."""
+    text = small("emoji_layout").text
+    tokenize = BoxTokenizer(text.max_length, text.vocab_size)
+    here, there = (0.1, 0.1, 0.4, 0.4), (0.5, 0.5, 0.3, 0.3)
+    layouts = [[(0, here), (1, there)], [(1, here), (0, there)]]
+    tokens = jnp.asarray(tokenize(layouts))
+    assert sorted(tokens[0].tolist()) == sorted(tokens[1].tolist())
+    network = build.construct(TextTransformer, _without_kind(text), "text")
+    variables = network.init(jax.random.key(0), tokens)
+    one, other = network.apply(variables, tokens)[:, :6].mean(axis=1)
+    difference = jnp.linalg.norm(one - other) / jnp.linalg.norm(one)
+    assert difference > 0.05
+
+
+def _without_kind(section) -> dict:
+    return {key: value for key, value in section.items() if key != "kind"}
 
 
 def test_class_embeddings_start_with_variance_one():

@@ -358,6 +358,7 @@ def bert(config: Mapping) -> dict:
         head_width=checked.integer(config, "head_dim", 64),
         max_length=checked.integer(config, "max_position_embeddings", 77),
         token_std=0.02,
+        position_std=0.02,
         vocab_size=checked.integer(config, "vocab_size", 30_522),
     )
 

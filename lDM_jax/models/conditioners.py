@@ -36,7 +36,7 @@ class ClassConditioner(nn.Module):
 
     Index num_classes is the null class; without `null_class` (the first releases) the
     table has no such row and nothing can be dropped. The table starts as N(0, 1), as
-    the original's does: from flax's default, N(0, 1/width), labels are learned slowly.
+    the original's does; flax's own default would be N(0, 1/width).
     """
 
     num_classes: int

@@ -26,7 +26,8 @@ from jax import lax
 from lDM_jax.arrays import Array
 
 FEW_PIXELS = 256  # up to these: one product with nine shifted pictures side by side
-MANY_PIXELS = 2048  # above: the kernel's gradient as nine products
+MANY_PIXELS = 2048  # above, and of few pictures: the kernel's gradient as nine products
+FEW_PICTURES = 8
 WINOGRAD_PIXELS = 1024  # Winograd's way from so many pixels and channels on, and up to
 WINOGRAD_CHANNELS = 192
 WINOGRAD_SIZE = 2**23  # so many numbers: it takes eight times their memory
@@ -138,7 +139,7 @@ def by_kernel(x: Array, dy: Array) -> Array:
     if _pixels(x) <= FEW_PIXELS:
         product = shifted(x).reshape(-1, 9 * c).T @ dy.reshape(-1, d)
         return product.reshape(3, 3, c, d)
-    if _pixels(x) <= MANY_PIXELS:
+    if _pixels(x) <= MANY_PIXELS and len(x) >= FEW_PICTURES:
         kernel = jax.ShapeDtypeStruct((3, 3, c, d), x.dtype)
         return jax.linear_transpose(functools.partial(_xla, x), kernel)(dy)[0]
     return _by_taps(_framed(x), dy)

@@ -18,6 +18,8 @@ class TextTransformer(nn.Module):
     in the original. Heads are num_heads x head_width wide whatever `width` is.
     token_std is the deviation of the initial token embeddings: the original's 0.02 is
     small beside the first residual branches, 1 lets rare words be told apart at once.
+    position_std is that of the position embeddings. It must not be small beside
+    token_std where order carries the meaning, as it does in boxes and their labels.
     """
 
     width: int
@@ -28,6 +30,7 @@ class TextTransformer(nn.Module):
     head_width: int = 64
     dropout: float = 0.0
     token_std: float = 0.02
+    position_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -41,7 +44,8 @@ class TextTransformer(nn.Module):
             self.vocab_size, self.width, embedding_init=token_init, name="tokens"
         )
         shape = (self.max_length, self.width)
-        positions = self.param("positions", nn.initializers.normal(0.02), shape)
+        position_init = nn.initializers.normal(self.position_std)
+        positions = self.param("positions", position_init, shape)
         h = (embed(tokens) + positions[None, :n]).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         for index in range(self.depth):
