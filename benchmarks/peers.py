@@ -4,7 +4,7 @@
     python -m benchmarks.peers celebahq --batch 1 --steps 2 --repeats 3
 
 Cases: training steps of the UNet (loss, gradients, AdamW, EMA; of the small network
-four in a row, without waiting in between, as a training loop has them), a guided or
+sixteen in a row, without waiting in between, as a training loop has them), a guided or
 plain DDIM trajectory, encoding and decoding by the first stage. Both programs hold the
 same random weights, and their predictions are compared first. They take turns,
 `repeats` times after two runs each that compile and warm up; where a run takes less
@@ -39,7 +39,7 @@ from lDM_jax.startup import prepare
 
 # the config, its first stage, pictures and training steps of a run
 CONFIGS = {
-    "emoji": ("emoji", "emoji_autoencoder", 32, 4),
+    "emoji": ("emoji", "emoji_autoencoder", 32, 16),
     "celebahq": ("celebahq_ldm4", "vq_f4", 1, 1),
     "imagenet": ("imagenet_class_ldm4", "vq_f4", 1, 1),
 }

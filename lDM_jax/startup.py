@@ -40,7 +40,7 @@ def spread_convolutions() -> None:
     except importlib.metadata.PackageNotFoundError:
         return
     if version.startswith(KNOWN_BY):
-        kinds = ("DOT", "REDUCE")
+        kinds = ("INDIVIDUAL_DOT", "REDUCE")
         value = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
         os.environ[XLA] = f"{given} {FUSIONS}={value}".strip()
 

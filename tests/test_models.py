@@ -385,6 +385,18 @@ def test_quantizer_finds_the_nearest_code_and_copies_gradients():
     np.testing.assert_array_equal(pullback(jnp.asarray(cotangent))[0], cotangent)
 
 
+def test_gelu_is_x_times_the_normal_distribution():
+    x = np.linspace(-6, 6, 997, dtype=np.float32)
+    share = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.tolist()])
+    np.testing.assert_allclose(layers.gelu(jnp.asarray(x)), x * share, atol=1e-6)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    slope = jax.vmap(jax.grad(layers.gelu))(jnp.asarray(x))
+    np.testing.assert_allclose(slope, share + x * density, atol=1e-6)
+    half = jnp.asarray(x, jnp.bfloat16)
+    rounded = layers.gelu(half.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(layers.gelu(half), rounded)
+
+
 def test_dropped_conditions_are_the_null_condition():
     tokens = jnp.array([[1, 2, 3], [4, 5, 6]], jnp.int32)
     label = jnp.array([0, 2], jnp.int32)

@@ -15,17 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Float, Int, UserError, typecheck
-from lDM_jax.models.layers import LayerNorm, attend
+from lDM_jax.models.layers import LayerNorm, attend, gelu
 
 
 def quick_gelu(x: Array) -> Array:
     """x sigmoid(1.702 x), which OpenAI's towers use for GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
-
-
-def gelu(x: Array) -> Array:
-    """x Phi(x) with the error function, as OpenCLIP's towers have it."""
-    return nn.gelu(x, approximate=False)
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}

@@ -108,6 +108,12 @@ def conv1x1(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform):
     return nn.Dense(width, kernel_init=init, dtype=dtype, name=name)
 
 
+def gelu(x: Array) -> Array:
+    """x (1 + erf(x / sqrt(2))) / 2 in f32; erf costs less than flax's erfc on CPUs."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 def upsample2(x: Array) -> Array:
     """Nearest-neighbour doubling: "b h w c" -> "b 2h 2w c"."""
     b, h, w, c = x.shape
@@ -354,7 +360,7 @@ class FeedForward(nn.Module):
         d = x.shape[-1]
         both = conv1x1(2 * self.mult * d, "proj", dtype=self.dtype)(x)
         value, gate = jnp.split(both, 2, axis=-1)
-        h = value * nn.gelu(gate, approximate=False)
+        h = value * gelu(gate)
         return conv1x1(d, "out", dtype=self.dtype)(h)
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Float, Int, typecheck
-from lDM_jax.models.layers import Attention, LayerNorm, conv1x1
+from lDM_jax.models.layers import Attention, LayerNorm, conv1x1, gelu
 
 
 class TextTransformer(nn.Module):
@@ -55,6 +55,6 @@ class TextTransformer(nn.Module):
             h = h + attention(LayerNorm(name=f"attn_norm_{index}")(h))
             inner = LayerNorm(name=f"ff_norm_{index}")(h)
             inner = conv1x1(4 * self.width, f"ff_in_{index}", dtype=self.dtype)(inner)
-            inner = nn.gelu(inner, approximate=False)
+            inner = gelu(inner)
             h = h + conv1x1(self.width, f"ff_out_{index}", dtype=self.dtype)(inner)
         return LayerNorm(name="norm")(h).astype(jnp.float32)
