@@ -1,7 +1,8 @@
 """What has to be settled before anything else of a process, on CPUs.
 
 Imports nothing of the package and nothing heavy; train.py and sample.py call `prepare`
-first, the tools `spread_convolutions`.
+first. The tools do not: what they measure is to be the same to the bit on one process
+and on several, and Eigen's sums depend on the pictures of a batch.
 """
 
 import importlib.metadata

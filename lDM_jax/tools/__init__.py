@@ -1,5 +1,1 @@
 """Programs run as `python -m lDM_jax.tools.<name>`; nothing imports from here."""
-
-from lDM_jax.startup import spread_convolutions
-
-spread_convolutions()
