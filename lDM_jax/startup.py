@@ -1,8 +1,7 @@
 """What has to be settled before anything else of a process, on CPUs.
 
 Imports nothing of the package and nothing heavy; train.py and sample.py call `prepare`
-first. The tools do not: what they measure is to be the same to the bit on one process
-and on several, and Eigen's sums depend on the pictures of a batch.
+first.
 """
 
 import importlib.metadata
