@@ -1,4 +1,7 @@
-"""Test session: CPU with eight fake devices, rank promotion is an error."""
+"""Test session: CPU with eight fake devices, rank promotion is an error.
+
+Programs are kept for the next session, as `lDM_jax.startup.keep_programs` says.
+"""
 
 import os
 
@@ -14,9 +17,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"{name}={value}" for name, value in flags.items() if name not in given)]
 )
 
-from lDM_jax.startup import spread_convolutions  # noqa: E402
+from lDM_jax.startup import settle  # noqa: E402
 
-spread_convolutions()
+settle()
 
 import jax  # noqa: E402
 

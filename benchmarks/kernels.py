@@ -4,7 +4,7 @@
 
 A line a shape: milliseconds of the forward pass and of forward and backward together,
 both ways, and how many times faster ours is. Shapes are those of celebahq_ldm4's UNet,
-its first stage, and Stable Diffusion's attention at 512 px; "doubled" is a picture made
+first stages, and Stable Diffusion's attention at 512 px; "doubled" is a picture made
 twice as large before its convolution. "spread" is XLA's own convolution both times, of
 shapes of the emoji networks: as `startup.spread_convolutions` has it, and YNNPACK's.
 "norm" is our group norm beside flax's.
@@ -28,6 +28,7 @@ CONVOLUTIONS = (
     (1, 8, 8, 896, 896),
     (1, 8, 8, 1792, 896),
     (1, 16, 16, 672, 672),
+    (1, 32, 32, 128, 128),
     (1, 32, 32, 448, 448),
     (1, 64, 64, 224, 224),
     (1, 128, 128, 128, 128),
@@ -68,13 +69,14 @@ def beside(ours: Callable, theirs: Callable) -> dict:
 def spread(function, operands, repeats: int) -> dict:
     """XLA's own, without and with YNNPACK's convolutions."""
     types = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in YNNPACK)
-    options = {FUSIONS.removeprefix("--"): types}
+    ynnpack = {FUSIONS.removeprefix("--"): types}
 
-    def timed(way: str, **options):
-        return milliseconds(ways(function)[way], operands, repeats, **options)
+    def timed(way: str, options: dict | None = None):
+        what = ways(function)[way]
+        return milliseconds(what, operands, repeats, compiler_options=options)
 
     with kernels.plain():
-        return beside(timed, lambda way: timed(way, compiler_options=options))
+        return beside(timed, lambda way: timed(way, ynnpack))
 
 
 def both(function, operands, repeats: int) -> dict:

@@ -7,12 +7,13 @@ Cases: training steps of the UNet (loss, gradients, AdamW, EMA; of the small net
 sixteen in a row, without waiting in between, as a training loop has them), a guided or
 plain DDIM trajectory, encoding and decoding by the first stage. Both programs hold the
 same random weights, and their predictions are compared first. They take turns,
-`repeats` times after two runs each that compile and warm up; where a run takes less
-than a second, each turn is the second of two. A line has both medians, of one step in
-training, their ratio (above 1: ours is faster), and that of the least times, which a
-machine shared with others disturbs less. `--compile` puts PyTorch's networks
-through torch.compile. On a CUDA GPU both run there, `--bf16` in bfloat16. On Linux both
-have huge pages (`lDM_jax/startup.py`) unless GLIBC_TUNABLES is set.
+`repeats` times after two runs each that compile and warm up. A turn is one run; where
+that takes less than a second, as many as fit in half of one, after one that is not
+counted. A line has both medians over the turns' own, of one step in training, their
+ratio (above 1: ours is faster), and that of the least times, which a machine shared
+with others disturbs less. `--compile` puts PyTorch's networks through torch.compile. On
+a CUDA GPU both run there, `--bf16` in bfloat16. On Linux both have huge pages
+(`lDM_jax/startup.py`) unless GLIBC_TUNABLES is set.
 """
 
 import argparse
@@ -44,6 +45,7 @@ CONFIGS = {
     "imagenet": ("imagenet_class_ldm4", "vq_f4", 1, 1),
 }
 SHORT_SECS = 1.0
+TURN_SECS = 0.5  # of runs that are shorter than SHORT_SECS
 PAUSE_SECS = 0.3
 TEXT_TOKENS = {"text": 24, "class": 1}
 
@@ -312,16 +314,16 @@ def seconds(run: Callable) -> float:
     return time.perf_counter() - start
 
 
-def settled(run: Callable, *, short: bool) -> float:
-    """Seconds of a run after a pause; of a short one, of the second in a row.
+def settled(run: Callable, *, in_a_row: int) -> list[float]:
+    """Seconds of each of some runs in a row, after a pause; of several, not the first.
 
     After its work a program's threads go on spinning for a while, on cores that the
     other one wants, and the caches hold the other's weights.
     """
     time.sleep(PAUSE_SECS)
-    if short:
+    if in_a_row > 1:
         run()
-    return seconds(run)
+    return [seconds(run) for _ in range(in_a_row)]
 
 
 def race(pair: tuple[Callable, Callable], repeats: int, *, steps: int = 1) -> dict:
@@ -330,11 +332,12 @@ def race(pair: tuple[Callable, Callable], repeats: int, *, steps: int = 1) -> di
     After two runs each that are not counted.
     """
     first_runs = [seconds(run) for run in pair]
-    short = max(seconds(run) for run in pair) < SHORT_SECS
-    times = [[settled(run, short=short) for run in pair] for _ in range(repeats)]
-    columns = tuple(zip(*times, strict=True))
-    ours, theirs = map(statistics.median, columns)
-    least, their_least = map(min, columns)
+    longest = max(seconds(run) for run in pair)
+    in_a_row = max(2, int(TURN_SECS / longest)) if longest < SHORT_SECS else 1
+    turns = [[settled(run, in_a_row=in_a_row) for run in pair] for _ in range(repeats)]
+    columns = tuple(zip(*turns, strict=True))
+    ours, theirs = (statistics.median(map(statistics.median, c)) for c in columns)
+    least, their_least = (min(map(min, column)) for column in columns)
     return {
         "ours_secs": round(ours / steps, 4),
         "theirs_secs": round(theirs / steps, 4),

@@ -17,13 +17,13 @@ Owns the vocabulary every other file speaks. Axis names in shape strings:
 f32 "b n d" (a text tower's output).
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
 import flax.struct
 import jax
 import numpy as np
-from beartype import beartype
 from jaxtyping import Bool, Float, Int, Key, UInt8, jaxtyped
 
 from lDM_jax.errors import UserError
@@ -73,6 +73,18 @@ class Cond:
 def typecheck(function: F) -> F:
     """Check jaxtyping shapes and dtypes when `function` is called or traced.
 
-    Goes under `@nn.compact`. Raises jaxtyping.TypeCheckError naming the argument.
+    Goes under `@nn.compact`. Raises jaxtyping.TypeCheckError naming the argument. The
+    check is made at the first call, since making all of them takes a fifth of a second.
     """
-    return jaxtyped(function, typechecker=beartype)
+
+    @functools.cache
+    def checked() -> F:
+        from beartype import beartype
+
+        return jaxtyped(function, typechecker=beartype)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return checked()(*args, **kwargs)
+
+    return call

@@ -88,8 +88,10 @@ def test_pictures_of_many_extents_are_as_good(emoji):
 def test_files_order_batches_devices_and_hosts_do_not_matter(
     files, emoji, sides, tmp_path, monkeypatch
 ):
-    """1e-9: a folder in another order on one device in batches of 5, in two hosts'
-    shares, against the npz on eight devices. IS has one split here."""
+    """A folder in another order on one device in batches of 5, in two hosts' shares,
+    against the npz on eight devices. 1e-7: a convolution's f32 sums may run in another
+    order in batches of another size, which some processors show and others do not. IS
+    has one split here."""
     straight = values(figures.measure(*sides, emoji, replicates=3))
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
@@ -105,7 +107,7 @@ def test_files_order_batches_devices_and_hosts_do_not_matter(
     found = values(figures.measure(other, sides[1], emoji, replicates=3))
     assert found.keys() == straight.keys() and len(found) == 8
     for name, value in straight.items():
-        assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+        assert found[name] == pytest.approx(value, rel=1e-7, abs=1e-12), name
 
 
 def test_a_killed_run_continues_to_the_same_figures(

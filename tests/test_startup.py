@@ -1,4 +1,4 @@
-"""What a process settles first: huge pages, and convolutions on all cores."""
+"""What a process settles first: huge pages, convolutions on all cores, programs."""
 
 import importlib.metadata
 import os
@@ -64,6 +64,10 @@ OWN = (
 )
 
 
+@pytest.mark.skipif(
+    not importlib.metadata.version("jaxlib").startswith(KNOWN_BY),
+    reason="startup.KNOWN_BY does not name this jaxlib",
+)
 @pytest.mark.parametrize(
     ("version", "call", "given", "by_ynnpack"),
     [
@@ -77,12 +81,63 @@ OWN = (
 def test_convolutions_leave_ynnpack_where_the_flag_is_known(
     version, call, given, by_ynnpack
 ):
-    if importlib.metadata.version("jaxlib").startswith(KNOWN_BY):
-        environment = {**os.environ, "PYTHONPATH": os.getcwd(), "XLA_FLAGS": given}
-        command = [sys.executable, "-c", CONVOLUTION, version, call]
-        output = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
-        ).stdout
-        assert output.strip() == by_ynnpack
-    else:
-        pytest.skip("startup.KNOWN_BY does not name this jaxlib")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "XLA_FLAGS": given}
+    command = [sys.executable, "-c", CONVOLUTION, version, call]
+    output = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert output.strip() == by_ynnpack
+
+
+KEEP = """
+import sys
+from lDM_jax.startup import keep_programs
+keep_programs(sys.argv[1])
+import jax
+import jax.numpy as jnp
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
+hit = "/jax/compilation_cache/cache_hits" in found
+print(jax.config.jax_compilation_cache_dir or None, hit)
+"""
+
+
+def kept(cpu, *, home=None, **given) -> tuple[str, bool]:
+    """(the directory of programs, whether one came from there) of a new process."""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment |= {"XDG_CACHE_HOME": str(home), **given}
+    output = subprocess.run(
+        [sys.executable, "-c", KEEP, cpu],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not output.stderr
+    folder, hit = output.stdout.split()
+    return folder, hit == "True"
+
+
+def test_the_next_process_finds_the_programs_of_the_last(tmp_path):
+    cpu, home = tmp_path / "cpuinfo", tmp_path / "home"
+    cpu.write_text("model name : A\nflags : sse avx\n")
+    folder, hit = kept(cpu, home=home)
+    assert folder.startswith(f"{home}/lDM_jax/") and not hit
+    assert kept(cpu, home=home) == (folder, True)
+    cpu.write_text("model name : A\nflags : sse\n")  # lacks instructions of the first
+    other, hit = kept(cpu, home=home)
+    assert other != folder and not hit
+
+
+def test_programs_are_kept_where_the_environment_says_or_nowhere(tmp_path):
+    own, blocked = tmp_path / "own", tmp_path / "file"
+    blocked.write_text("no directory")
+    name = "JAX_COMPILATION_CACHE_DIR"
+    assert kept("", home=tmp_path / "a", **{name: str(own)}) == (str(own), False)
+    for options in ({"home": tmp_path / "b", name: ""}, {"home": blocked}):
+        for _ in range(2):
+            assert kept("", **options) == ("None", False), options
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "own"]

@@ -109,7 +109,7 @@ def conv1x1(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform):
 
 
 def gelu(x: Array) -> Array:
-    """x (1 + erf(x / sqrt(2))) / 2 in f32; erf costs less than flax's erfc on CPUs."""
+    """x (1 + erf(x / sqrt(2))) / 2, computed in f32, as PyTorch has it."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 

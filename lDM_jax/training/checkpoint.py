@@ -26,8 +26,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from lDM_jax.arrays import UserError
 from lDM_jax.training.distributed import all_agree, is_first
@@ -36,6 +34,14 @@ log = logging.getLogger(__name__)
 FOLDER, DAMAGED, POST_MORTEM = "checkpoints", "damaged_checkpoints", "post_mortem"
 SNAPSHOTS = "ema_snapshots"
 ITEMS = ("state", "iterator", "guard", "config", "checksums")
+
+
+def _orbax():
+    """orbax.checkpoint, imported at its first use: that takes a third of a second,
+    which programs that only draw from shipped weights need not wait."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def not_from_orbax(record: logging.LogRecord) -> bool:
@@ -95,8 +101,9 @@ class Keep:
                 f"config.train.best_mode = {self.mode!r}; valid: 'min', 'max'"
             )
 
-    def policy(self) -> policies.AnyPreservationPolicy:
+    def policy(self):
         """The same for orbax."""
+        policies = _orbax().checkpoint_managers
         rules: list[Any] = [policies.LatestN(self.latest)]
         if self.every_steps:
             rules.append(policies.EveryNSteps(self.every_steps))
@@ -153,7 +160,9 @@ class Checkpoints:
         self.folder = self.workdir / folder
         self._manager = self._open()
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self):
+        """orbax's CheckpointManager of the folder."""
+        ocp = _orbax()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self.keep.policy(),
             best_fn=self.keep.value if self.keep.best else None,  # stores metrics
@@ -178,6 +187,7 @@ class Checkpoints:
         the disk is full or the directory is gone, also for the save before this one,
         whose writing went on in the background.
         """
+        ocp = _orbax()
         items = dict(
             state=ocp.args.StandardSave(state),
             iterator=ocp.args.JsonSave(iterator_state),
@@ -256,6 +266,7 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, abstract: Any) -> Restored:
+        ocp = _orbax()
         wanted = {
             "state": ocp.args.StandardRestore(abstract),
             "iterator": ocp.args.JsonRestore(),
@@ -324,6 +335,7 @@ def load_snapshot(workdir: str | Path, step: int) -> list[dict]:
 
 
 def _load_state(folder: Path) -> Any:
+    ocp = _orbax()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as reader:
         metadata = reader.metadata(folder / "state").item_metadata.tree
