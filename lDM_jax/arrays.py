@@ -74,7 +74,7 @@ def typecheck(function: F) -> F:
     """Check jaxtyping shapes and dtypes when `function` is called or traced.
 
     Goes under `@nn.compact`. Raises jaxtyping.TypeCheckError naming the argument. The
-    check is made at the first call, since making all of them takes a fifth of a second.
+    check is built at the first call: building all of them would slow every import.
     """
 
     @functools.cache

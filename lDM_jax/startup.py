@@ -34,8 +34,8 @@ def prepare() -> None:
 def settle() -> None:
     """What needs no new start: convolutions, programs, and garbage.
 
-    JAX makes millions of small objects while it traces; Python's search for cycles
-    among them, every 700 objects, was a seventh of the time to the first picture.
+    JAX makes millions of small objects while it traces, and Python searches for cycles
+    among them every 700: here every GARBAGE_OBJECTS, which `benchmarks.start` shows.
     """
     spread_convolutions()
     keep_programs()
@@ -49,15 +49,17 @@ def keep_programs(cpu: str = CPU) -> None:
     goes. KIND is made of the processor's kind, since XLA's programs for CPUs hold
     instructions that another one, of the same home directory, may not have. A
     JAX_COMPILATION_CACHE_DIR in the environment is left alone; empty keeps nothing.
-    Where the directory cannot be made, nothing is kept. Call it before importing JAX.
+    Where nothing can be written, nothing is kept. Call it before importing JAX.
     """
     if PROGRAMS in os.environ:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "lDM_jax" / _processor(cpu)
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "lDM_jax" / _processor(cpu)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # no place, no permission, nobody's home
+        return
+    if not os.access(folder, os.W_OK):
         return
     os.environ[PROGRAMS] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(PROGRAMS_BYTES))

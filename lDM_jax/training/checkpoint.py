@@ -37,8 +37,8 @@ ITEMS = ("state", "iterator", "guard", "config", "checksums")
 
 
 def _orbax():
-    """orbax.checkpoint, imported at its first use: that takes a third of a second,
-    which programs that only draw from shipped weights need not wait."""
+    """orbax.checkpoint, imported at its first use: it is one of the slow imports, and
+    programs that only draw from shipped weights never need it."""
     import orbax.checkpoint
 
     return orbax.checkpoint
