@@ -90,7 +90,6 @@ def diffusion() -> ConfigDict:
         vocab_size=30_522,
         token_std=0.02,
         position_std=0.02,
-        token_grid=0,
     )
     config.rescaler = dict(num_stages=2, width=3)
     config.low_res = dict(kind="bicubic", factor=4, fold=1)

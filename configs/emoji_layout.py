@@ -15,9 +15,7 @@ from configs import common, emoji, emoji_scenes
 
 def get_config(arg: str = ""):
     config = emoji.flow(emoji_scenes.base("layout"))
-    # positions as large as tokens: they tell which corners belong to which label;
-    # corners begin as waves of their coordinates: close points are alike from the start
-    config.text.update(dict(max_length=20, vocab_size=300))
-    config.text.update(dict(position_std=1.0, token_grid=17))
+    # positions as large as tokens: they tell which corners belong to which label
+    config.text.update(dict(max_length=20, vocab_size=300, position_std=1.0))
     config.train.num_steps = 4000
     return common.finish(config, arg)

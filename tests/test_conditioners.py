@@ -12,7 +12,6 @@ from lDM_jax.arrays import UserError
 from lDM_jax.codec import Codec
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.conditioners import AsItIs, ClassConditioner, SpatialRescaler
-from lDM_jax.models.text import grid_waves
 from tests.reference import rule
 
 KEEP = jnp.zeros(2, bool)
@@ -79,25 +78,6 @@ def test_which_label_has_which_box_is_seen_from_the_first_step():
     one, other = network.apply(variables, tokens)[:, :6].mean(axis=1)
     difference = jnp.linalg.norm(one - other) / jnp.linalg.norm(one)
     assert difference > 0.05
-
-
-def test_corners_begin_as_waves_that_know_their_distance():
-    """|e|^2 is the width, e_a . e_b a function of b - a that falls from there."""
-    side, width = 17, 64
-    waves = np.asarray(grid_waves(side * side, width, side)).reshape(side, side, width)
-    np.testing.assert_allclose((waves**2).sum(axis=2), width, rtol=1e-5)
-    for down, right in ((0, 1), (3, 0), (5, 9)):
-        first, moved = waves[: side - down, : side - right], waves[down:, right:]
-        products = (first * moved).sum(axis=2)
-        np.testing.assert_allclose(products, products[0, 0], atol=1e-3)
-    near = waves[8] @ waves[8, 8] / width
-    assert near[9] > near[10] > near[12] and near[9] < 0.95
-    conditioner = build.token_encoder(small("emoji_layout"))
-    variables = conditioner.init(jax.random.key(0), jnp.zeros((1, 20), int), KEEP[:1])
-    table = variables["params"]["transformer"]["tokens"]["embedding"]
-    half = table.shape[1] // 2
-    np.testing.assert_allclose(table[:, half:], grid_waves(300, half, side))
-    assert 0.9 < table[:, :half].std() < 1.1
 
 
 def test_class_embeddings_start_with_variance_one():

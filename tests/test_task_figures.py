@@ -111,3 +111,19 @@ def test_objects_are_told_by_their_nearest_picture():
     assert objects.accuracy(scene[None], [layout], **judge) == 1
     swapped = [(7, layout[0][1]), (3, layout[1][1])]
     assert objects.accuracy(scene[None], [swapped], **judge) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "figure", "simple", "factor"),
+    [
+        ("emoji_super_resolution", "psnr", "psnr_bicubic", 1.0),
+        ("emoji_semantic", "accuracy", "chance", 2.0),
+    ],
+)
+def test_shipped_models_do_better_than_simple_ways(
+    name, figure, simple, factor, capsys
+):
+    """On held-out scenes: PIL's bicubic enlargement, and a guess of the group."""
+    found = run(name, "--num", "16", "--steps", "20", capsys=capsys)
+    assert found[figure] > factor * found[simple]

@@ -121,7 +121,6 @@ def bert(inner: Mapping, unet_params: dict, key: str, channels: int):
         max_length=checked.integer(inner, "max_seq_len", 77),
         token_std=0.02,
         position_std=0.02,
-        token_grid=0,
         vocab_size=checked.integer(inner, "vocab_size", 30_522),
     )
     sections = dict(task=task, text=section, sample=sample(1.0 if boxes else 5.0))

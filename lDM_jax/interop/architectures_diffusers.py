@@ -359,7 +359,6 @@ def bert(config: Mapping) -> dict:
         max_length=checked.integer(config, "max_position_embeddings", 77),
         token_std=0.02,
         position_std=0.02,
-        token_grid=0,
         vocab_size=checked.integer(config, "vocab_size", 30_522),
     )
 

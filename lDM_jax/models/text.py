@@ -20,8 +20,6 @@ class TextTransformer(nn.Module):
     small beside the first residual branches, 1 lets rare words be told apart at once.
     position_std is that of the position embeddings. It must not be small beside
     token_std where order carries the meaning, as it does in boxes and their labels.
-    token_grid k: half of each token embedding begins as `grid_waves` instead, for
-    tokens that are points of a k x k grid (`box_tokens`).
     """
 
     width: int
@@ -33,7 +31,6 @@ class TextTransformer(nn.Module):
     dropout: float = 0.0
     token_std: float = 0.02
     position_std: float = 0.02
-    token_grid: int = 0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -43,8 +40,6 @@ class TextTransformer(nn.Module):
     ) -> Float[Array, "b n d"]:
         n = tokens.shape[1]
         token_init = nn.initializers.normal(self.token_std)
-        if self.token_grid:
-            token_init = _beside_waves(token_init, self.token_grid, self.token_std)
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=token_init, name="tokens"
         )
@@ -63,30 +58,3 @@ class TextTransformer(nn.Module):
             inner = gelu(inner)
             h = h + conv1x1(self.width, f"ff_out_{index}", dtype=self.dtype)(inner)
         return LayerNorm(name="norm")(h).astype(jnp.float32)
-
-
-def grid_waves(count: int, width: int, side: int) -> Array:
-    """Waves of the points of a grid, f32 "count width", of variance about 1.
-
-    Token n is the point (n div side, n mod side). A quarter of the width each are sines
-    and cosines, times sqrt(2), of each coordinate u = 0 .. 1: sin(pi f u), f from 1 to
-    `side` - 1 in equal ratios, so that close points begin alike and neighbours apart.
-    """
-    waves = width // 4
-    frequencies = jnp.geomspace(1.0, max(side - 1.0, 1.0), waves)
-    points = jnp.stack(jnp.divmod(jnp.arange(count), side), axis=1) / max(side - 1, 1)
-    angles = jnp.pi * points[:, :, None] * frequencies[None, None, :]
-    both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=1)
-    return jnp.sqrt(2.0) * both.reshape(count, -1)
-
-
-def _beside_waves(draw, side: int, std: float):
-    """An initialiser: `draw` in the first half of the width, waves in the other."""
-
-    def init(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Array:
-        count, width = shape
-        waves = std * grid_waves(count, width // 2, side)
-        drawn = draw(key, (count, width - waves.shape[1]), dtype)
-        return jnp.concatenate([drawn, waves.astype(dtype)], axis=1)
-
-    return init

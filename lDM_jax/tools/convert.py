@@ -35,6 +35,7 @@ from lDM_jax.interop import (
     torch_file,
 )
 from lDM_jax.interop.conversion import Converted
+from lDM_jax.training.checkpoint import quiet_orbax
 
 PROGRAMS = ("diffusers", "original")
 
@@ -157,6 +158,7 @@ def run(args: argparse.Namespace) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    quiet_orbax()
     try:
         lines = run(args)
     except (UserError, OSError) as error:

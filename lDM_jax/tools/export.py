@@ -21,6 +21,7 @@ from lDM_jax import build, experiment, preview, weights
 from lDM_jax.arrays import UserError
 from lDM_jax.codec import Codec, latent_scale
 from lDM_jax.data import pipeline as data_pipeline
+from lDM_jax.training.checkpoint import quiet_orbax
 
 
 def export(
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="store one latent scale a channel instead of one for all",
     )
     args = parser.parse_args(argv)
+    quiet_orbax()
     options = dict(half=args.half, per_channel_scale=args.per_channel_scale)
     try:
         export(args.workdir, args.out, **options)
