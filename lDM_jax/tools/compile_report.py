@@ -27,8 +27,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-# Programs for chips that are not here are compiled anew, not read from a disk.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import dataclasses
 import logging
@@ -412,4 +410,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    # programs for chips that are not here are compiled anew, not read from a disk
+    jax.config.update("jax_enable_compilation_cache", False)
     sys.exit(main(sys.argv))
