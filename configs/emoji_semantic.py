@@ -3,7 +3,9 @@
     python train.py --config=configs/emoji_semantic.py --workdir=runs/emoji_semantic
     python sample.py --model=runs/emoji_semantic --segmentation=labels.png
 
-Ten labels: the background (0) and the nine groups of `configs/emoji_layout.py`.
+Ten labels: the background (0) and the nine groups of `configs/emoji_layout.py`. The
+shipped `emoji_semantic` is this with --config.train.num_steps=1500: 49.5 % of 192
+objects recognised (measured; `evaluate task --model emoji_semantic`).
 """
 
 from configs import common, emoji_scenes

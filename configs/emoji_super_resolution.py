@@ -3,7 +3,9 @@
     python train.py --config=configs/emoji_super_resolution.py --workdir=runs/emoji_sr
     python sample.py --model=runs/emoji_sr --image=small.png
 
-f = 4, so that the small picture has the extent of the latents, as in the paper.
+f = 4, so that the small picture has the extent of the latents, as in the paper. The
+shipped `emoji_super_resolution` is this with --config.train.num_steps=1500: 22.23 dB,
+bicubic 21.33 (measured; `evaluate task --model emoji_super_resolution`).
 """
 
 from configs import common, emoji_scenes
