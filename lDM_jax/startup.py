@@ -4,12 +4,14 @@ Imports nothing of the package and nothing heavy; train.py and sample.py call `p
 first, the tools `settle`.
 """
 
+import contextlib
 import gc
 import hashlib
 import importlib.metadata
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
@@ -21,6 +23,7 @@ KNOWN_BY = "0.10."  # versions of jaxlib; others may end a program for an unknow
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 PROGRAMS_BYTES = 2**31
 PROGRAMS_SECS = 0.2  # what took less to compile is not kept
+YOUNG_SECS = 10
 CPU = "/proc/cpuinfo"
 GARBAGE_OBJECTS = 50_000
 
@@ -61,10 +64,25 @@ def keep_programs(cpu: str = CPU) -> None:
         return
     if not os.access(folder, os.W_OK):
         return
+    _mend(folder)
     os.environ[PROGRAMS] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(PROGRAMS_BYTES))
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     os.environ.setdefault(name, str(PROGRAMS_SECS))
+
+
+def _mend(folder: Path) -> None:
+    """Remove what killed processes left: programs without the file of their last use.
+
+    JAX writes that file after the program: without it the program may be cut short, and
+    JAX would neither replace it nor keep others. Young ones may be another's at work.
+    """
+    for program in folder.glob("*-cache"):
+        used = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        with contextlib.suppress(OSError):
+            young = time.time() - program.stat().st_mtime < YOUNG_SECS
+            if not used.exists() and not young:
+                program.unlink()
 
 
 def _processor(cpu: str) -> str:

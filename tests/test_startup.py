@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,18 @@ def test_the_next_process_finds_the_programs_of_the_last(tmp_path):
     cpu.write_text("model name : A\nflags : sse\n")  # lacks instructions of the first
     other, hit = kept(cpu, home=home)
     assert other != folder and not hit
+
+
+def test_what_a_killed_process_left_half_written_is_replaced(tmp_path):
+    cpu = tmp_path / "cpuinfo"
+    cpu.write_text("flags : sse")
+    folder, _ = kept(cpu, home=tmp_path)
+    for program in Path(folder).glob("*-cache"):
+        program.write_bytes(program.read_bytes()[:100])
+        os.utime(program, (0, 0))  # long ago
+        Path(str(program).removesuffix("-cache") + "-atime").unlink()
+    assert kept(cpu, home=tmp_path) == (folder, False)
+    assert kept(cpu, home=tmp_path) == (folder, True)
 
 
 def test_programs_are_kept_where_the_environment_says_or_nowhere(tmp_path):
