@@ -118,12 +118,13 @@ def test_objects_are_told_by_their_nearest_picture():
     ("name", "figure", "simple", "factor"),
     [
         ("emoji_super_resolution", "psnr", "psnr_bicubic", 1.0),
-        ("emoji_semantic", "accuracy", "chance", 2.0),
+        ("emoji_semantic", "accuracy", "chance", 3.0),
     ],
 )
 def test_shipped_models_do_better_than_simple_ways(
     name, figure, simple, factor, capsys
 ):
-    """On held-out scenes: PIL's bicubic enlargement, and a guess of the group."""
+    """On held-out scenes: PIL's bicubic enlargement, and a guess of the group, three
+    times over, since what a network of zeros draws is right more often than that."""
     found = run(name, "--num", "16", "--steps", "20", capsys=capsys)
     assert found[figure] > factor * found[simple]
