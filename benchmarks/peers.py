@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers emoji
     python -m benchmarks.peers celebahq --batch 1 --steps 2 --repeats 3
+    python -m benchmarks.peers celebahq --measure encode decode --size_px 512
 
 Cases: training steps of the UNet (loss, gradients, AdamW, EMA; of the small network
 sixteen in a row, without waiting in between, as a training loop has them), a guided or
@@ -276,10 +277,10 @@ def their_prediction(case: Case, z, t):
 
 def codec(case: Case, kind: str) -> tuple[Callable, Callable]:
     """(ours, theirs): the first stage's encoder or decoder."""
-    rows, size = case.options.rows, case.config.data.size_px
-    rng = np.random.default_rng(3)
+    rows, size = case.options.rows, case.options.size_px or case.config.data.size_px
+    rng, side = np.random.default_rng(3), size // case.stage.factor
     x = rng.uniform(-1, 1, (rows, size, size, 3))
-    z = rng.standard_normal((rows, *case.z.shape[1:]))
+    z = rng.standard_normal((rows, side, side, case.stage.latent_channels))
     given = jnp.asarray(x if kind == "encode" else z, jnp.float32)
     method = "moments" if kind == "encode" else "decode"
     apply = jax.jit(lambda params, x: case.stage.apply(params, x, method=method))
@@ -361,6 +362,7 @@ def main() -> int:
     parser.add_argument("--measure", nargs="+", choices=tuple(MEASURES))
     parser.add_argument("--batch", type=int, default=0, help="of the training step")
     parser.add_argument("--rows", type=int, default=1, help="pictures of the others")
+    parser.add_argument("--size_px", type=int, default=0, help="of encode and decode")
     parser.add_argument("--steps", type=int, default=50, help="of the trajectory")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bf16", action="store_true")

@@ -6,11 +6,13 @@
 A line a size: milliseconds of the UNet's forward pass and of its gradients (of a
 squared error), operations by our own count (`flops.count`), operations a second, and
 `linear`: the rate against that of the first line of the same table. 1 is growth as the
-work grows; below 1 the larger size is dearer than its work. Weights are random.
+work grows; below 1 the larger size is dearer than its work. `peak_gb`: the most memory
+that the process had held by then, 10^9 bytes. Weights are random.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 
 from lDM_jax import build, config_file, flops
 from lDM_jax.arrays import Cond
-from lDM_jax.startup import spread_convolutions
+from lDM_jax.startup import prepare
 
 
 def milliseconds(function, operands, repeats: int, **options) -> float:
@@ -56,6 +58,9 @@ def measured(section: dict, channels: int, batch: int, side: int, repeats: int) 
         line[f"{name}_ms"] = round(spent, 2)
         line[f"{name}_gflops"] = round(work / 1e9, 2)
         line[f"{name}_gflops_per_sec"] = round(work / spent / 1e6, 1)
+    # Of Linux, in KiB.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line["peak_gb"] = round(1024 * peak / 1e9, 2)
     return line
 
 
@@ -91,5 +96,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    spread_convolutions()
+    prepare()
     sys.exit(main())

@@ -36,7 +36,7 @@ FEW_DOUBLED = 1024  # up to these, and from so many channels on, by products
 MANY_CHANNELS = 128
 CHUNK_BYTES = 2**21  # of both operands of one product of the kernel's gradient
 BLOCK_SCORES = 2**20  # of attention at a time
-MIN_SCORES = 2**18  # a head; below XLA's own attention is as fast
+MIN_SCORES = 2**16  # a head; below XLA's own attention is as fast
 
 _plain = contextvars.ContextVar("plain", default=False)
 
@@ -322,9 +322,7 @@ def attention(query: Array, key: Array, value: Array) -> Array:
 @jax.custom_vjp
 def head(query: Array, key: Array, value: Array) -> Array:
     """Attention of one head: "n d" from "n d", "m d", "m d"."""
-    blocks = _blocks(query, key)
-    out = lax.map(lambda q: _weights(q, key) @ value, blocks)
-    return out.reshape(query.shape)
+    return _attended(query, key, value)[0]
 
 
 def _blocks(query: Array, key: Array) -> Array:
@@ -335,34 +333,54 @@ def _blocks(query: Array, key: Array) -> Array:
     return query.reshape(n // rows, rows, d)
 
 
-def _weights(query: Array, key: Array) -> Array:
+def _attended(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """(the head "n d", l = log sum_j exp(s_ij) of its scores s "n")."""
     scale = query.shape[-1] ** -0.5
-    return jax.nn.softmax((query * scale) @ key.T, axis=-1)
+
+    def block(q: Array) -> tuple[Array, Array]:
+        scores = (q * scale) @ key.T
+        most = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - most)
+        total = weights.sum(axis=-1, keepdims=True)
+        return (weights @ value) / total, (most + jnp.log(total))[:, 0]
+
+    out, log_total = lax.map(block, _blocks(query, key))
+    return out.reshape(query.shape), log_total.reshape(-1)
 
 
 def _head_forward(query: Array, key: Array, value: Array):
-    out = head(query, key, value)
-    return out, (query, key, value, out)
+    out, log_total = _attended(query, key, value)
+    return out, (query, key, value, out, log_total)
 
 
 def _head_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
-    """Weights again, then dv = p^T dy and ds = p (dy v^T - sum(dy out))."""
-    query, key, value, out = kept
+    """Weights again, p = exp(s - l), then dv = p^T dy and ds = p (dy v^T - dy . out).
+
+    Keys lie along the rows, so that two of the three products need no transposition,
+    and what is subtracted is one more column of the products.
+    """
+    query, key, value, out, log_total = kept
     scale = query.shape[-1] ** -0.5
     blocks = _blocks(query, key)
     shared = functools.partial(jnp.reshape, shape=blocks.shape)
+    keys, values = (_with_column(x, -jnp.ones(len(x), x.dtype)) for x in (key, value))
 
-    def block(totals: tuple[Array, Array], parts: tuple[Array, Array, Array]):
-        q, dy, out = parts
-        p = _weights(q, key)
-        centre = (dy * out).sum(axis=-1, keepdims=True)
-        ds = p * (dy @ value.T - centre) * scale
+    def block(totals: tuple[Array, Array], parts: tuple[Array, Array, Array, Array]):
+        q, dy, out, log_total = parts
+        q = q * scale
+        p = jnp.exp(keys @ _with_column(q, log_total).T)
+        ds = p * (values @ _with_column(dy, (dy * out).sum(axis=-1)).T)
         dk, dv = totals
-        return (dk + ds.T @ q, dv + p.T @ dy), ds @ key
+        return (dk + ds @ q, dv + p @ dy), (ds.T @ key) * scale
 
     start = jnp.zeros_like(key), jnp.zeros_like(value)
-    (dk, dv), dq = lax.scan(block, start, (blocks, shared(dy), shared(out)))
+    parts = blocks, shared(dy), shared(out), log_total.reshape(blocks.shape[:2])
+    (dk, dv), dq = lax.scan(block, start, parts)
     return dq.reshape(query.shape), dk, dv
+
+
+def _with_column(x: Array, column: Array) -> Array:
+    return jnp.concatenate([x, column[:, None]], axis=1)
 
 
 head.defvjp(_head_forward, _head_backward)
