@@ -80,7 +80,8 @@ def by_region(
     """sum_r m_r network(z_t, t, text r) / sum_r m_r: regional prompts in the latents.
 
     The condition has the fields `regions` "b h w r" and r texts in `context`; r times
-    the evaluations. Where no region is, the first text counts.
+    the evaluations, each with its text alone and, in `regions` "b h w 1", where it
+    counts. Where no region is, the first text does.
     """
 
     def regional(z: Array, t: Array, cond: Cond) -> Array:
@@ -91,7 +92,8 @@ def by_region(
         shares = shares / shares.sum(axis=-1, keepdims=True)
         repeat = lambda x: None if x is None else jnp.repeat(x, r, axis=0)  # noqa: E731
         texts = cond.context.reshape(b * r, -1, cond.context.shape[-1])
-        alone = Cond(repeat(cond.concat), texts, repeat(cond.vector))
+        where = jnp.moveaxis(shares, -1, 1).reshape(b * r, h, w, 1)
+        alone = Cond(repeat(cond.concat), texts, repeat(cond.vector), where)
         predictions = network(repeat(z), repeat(t), alone).reshape(b, r, h, w, -1)
         return jnp.einsum("brhwc,bhwr->bhwc", predictions, shares, precision="highest")
 

@@ -110,16 +110,19 @@ class Programs:
 
     def _network(self, model: Model, params: dict, way: Way) -> Callable:
         """(z, t, cond) -> prediction, by region and in windows where asked for."""
+        alone = way.regional == "latent"  # each region's text: no mask in attention
 
         def network(z, t, cond):
-            return model.denoise(params, z, t, cond)
+            return model.denoise(
+                params, z, t, cond.replace(regions=None) if alone else cond
+            )
 
-        if way.regional == "latent":
-            network = by_region(network)
         if way.window:
             extent, overlap = way.shape[:2], way.window // 4
-            network = in_windows(network, extent, window=way.window, overlap=overlap)
-        return network
+            network = in_windows(
+                network, extent, window=way.window, overlap=overlap, within=alone
+            )
+        return by_region(network) if alone else network
 
     def _denoiser(self, params: dict, course: Course, way: Way) -> Denoiser:
         network = self._network(self._model, params, way)

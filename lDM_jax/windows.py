@@ -6,7 +6,8 @@ Windows have one extent and run one after the other, so that memory is that of a
 window however large the picture is; their weights w_k fall linearly to their borders
 where windows overlap. Every step mixes them, and the windows agree on one picture
 (Rombach et al. 2022, section 4.3.2, sample convolutionally without windows; the
-original's `split_input_params` is the same idea).
+original's `split_input_params` is the same idea). What counts in a region only is drawn
+by the windows that lie in it: w_k times the region's share of window k, squared.
 """
 
 from collections.abc import Callable
@@ -18,16 +19,25 @@ import numpy as np
 from lDM_jax.arrays import Array, Cond, UserError
 from lDM_jax.tiling import spans
 
+SHARE_POWER = 2
+LEAST_SHARE = 1e-3  # so that every position has a window
 Network = Callable[[Array, Array, Cond], Array]
 
 
 def in_windows(
-    network: Network, extent: tuple[int, int], *, window: int, overlap: int
+    network: Network,
+    extent: tuple[int, int],
+    *,
+    window: int,
+    overlap: int,
+    within: bool = False,
 ) -> Network:
     """`network` (z, t, cond) over latents "b h w c" of `extent`, in windows.
 
     window and overlap in latent positions; what lies over the latents in `cond`
-    (concat, regions) is cut along with them. UserError unless 0 <= overlap < window.
+    (concat, regions) is cut along with them. within: `cond.regions` "b h w 1" is where
+    each row's prediction will be used, and a window counts by its share of it.
+    UserError unless 0 <= overlap < window.
     """
     if not 0 <= overlap < window:
         raise UserError(f"windows of {window} cannot overlap by {overlap}")
@@ -49,19 +59,23 @@ def in_windows(
             total, weights = sums
             over = {name: getattr(cond, name) for name in ("concat", "regions")}
             over = {k: cut(v, place) for k, v in over.items() if v is not None}
+            used = weight
+            if within:
+                share = over["regions"].mean(axis=(1, 2, 3), keepdims=True)
+                used = weight * jnp.maximum(share, LEAST_SHARE) ** SHARE_POWER
             out = network(cut(z, place), t, cond.replace(**over))
             at = (0, place[0], place[1], 0)
             total = jax.lax.dynamic_update_slice(
-                total, cut(total, place) + weight * out, at
+                total, cut(total, place) + used * out, at
             )
             weights = jax.lax.dynamic_update_slice(
-                weights, cut(weights, place) + weight, at
+                weights, cut(weights, place) + used, at
             )
             return (total, weights), None
 
         channels = jax.eval_shape(network, cut(z, places[0]), t, _cut_all(cond, cut))
         total = jnp.zeros((*z.shape[:3], channels.shape[-1]))
-        weights = jnp.zeros((1, *z.shape[1:3], 1))
+        weights = jnp.zeros((len(z) if within else 1, *z.shape[1:3], 1))
         (total, weights), _ = jax.lax.scan(add, (total, weights), places)
         return total / weights
 

@@ -115,11 +115,17 @@ def test_a_model_that_draws_what_each_half_was_told(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(regions.Pipeline, "load", lambda name: pipe)
     monkeypatch.setattr(regions, "training_pictures", lambda source: pictures)
     monkeypatch.setattr(regions, "draw", draw)
+
+    def draw_alone(pipe, args, caption):
+        return np.stack([pictures[source.captions.index(caption)]] * args.seeds)
+
+    monkeypatch.setattr(regions, "draw_alone", draw_alone)
     command = f"regions --model emoji --pairs 3 --seeds 2 --out {tmp_path}".split()
     for accuracy in (1.0, 0.0):
         assert evaluate.main(command) == 0
         line = json.loads(capsys.readouterr().out)
         assert line["accuracy_both"] == line["accuracy_left"] == accuracy
+        assert line["alone_both"] == 1 and len(line["alone_both_95"]) == 2
         assert line["pairs"] == 3 and line["draw_seed"] == 0
         assert [share for *_, share in line["both_of_pairs"]] == [accuracy] * 3
         turned.append(True)

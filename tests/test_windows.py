@@ -62,6 +62,30 @@ def test_a_window_sees_nothing_else_and_neighbours_mix_linearly():
     np.testing.assert_allclose(out[0, 0, :, 0], expected, atol=1e-6)
 
 
+def test_a_region_is_drawn_by_the_windows_that_lie_in_it():
+    """As above; the first row counts in columns 0..5, the second everywhere."""
+    network = lambda z, t, cond: jnp.broadcast_to(  # noqa: E731
+        z.mean(axis=(1, 2), keepdims=True), z.shape
+    )
+    half = jnp.concatenate([jnp.zeros((1, 4, 6, 1)), jnp.ones((1, 4, 6, 1))], axis=2)
+    x = jnp.concatenate([half, half])
+    regions = jnp.ones((2, 4, 12, 1)).at[0, :, 6:].set(0)
+    found = {
+        within: in_windows(network, (4, 12), window=8, overlap=4, within=within)(
+            x, T, Cond(regions=regions)
+        )
+        for within in (False, True)
+    }
+    np.testing.assert_allclose(found[True][1], found[False][1], atol=1e-6)
+    first, second = 2 / 8, 6 / 8  # the windows' means
+    falling, rising = np.array([4, 3, 2, 1]) / 5, np.array([1, 2, 3, 4]) / 5
+    a = falling * (6 / 8) ** 2  # the region fills 6 of 8 columns, and 2 of 8
+    b = rising * (2 / 8) ** 2
+    middle = (a * first + b * second) / (a + b)
+    expected = np.concatenate([[first] * 4, middle, [second] * 4])
+    np.testing.assert_allclose(found[True][0, 0, :, 0], expected, atol=1e-6)
+
+
 def test_a_small_picture_is_one_window():
     calls = []
 
@@ -128,6 +152,11 @@ def test_regions_mix_the_predictions_of_their_texts():
     # the last column is in no region: the first text
     expected = np.stack([a, a, (a + b) / 2, b, b, a], axis=1)
     np.testing.assert_allclose(out[:, 1, :, 2], expected, atol=1e-6)
+    # each text is told where it counts: a network that answers with that
+    where = by_region(lambda z, t, cond: cond.regions)(
+        z(2, 4, 6, 1), T, Cond(context=context, regions=regions)
+    )
+    np.testing.assert_allclose(where[1, 2, :, 0], [1, 1, 0.5, 1, 1, 1], atol=1e-6)
 
 
 def test_a_position_attends_to_the_texts_of_its_regions():
@@ -157,6 +186,16 @@ def test_one_full_mask_is_the_plain_prompt(pipe, regional):  # noqa: F811
     found = pipe.sample(regions=[("red heart", full)], **common)
     assert difference(found, plain) <= 1
     half = pipe.sample(regions=[("red heart", (0.0, 0.0, 0.5, 1.0))], **common)
+    assert difference(half, plain) > 1
+
+
+def test_one_full_mask_in_windows_is_the_plain_prompt_in_windows(pipe):  # noqa: F811
+    wide = dict(seeds=[0], size_px=(32, 56), window_px=32)
+    plain = pipe.sample(prompt="red heart", **wide)
+    wide |= dict(prompt="dog", regional="latent")
+    found = pipe.sample(regions=[("red heart", (0, 0, 1, 1))], **wide)
+    assert difference(found, plain) <= 1
+    half = pipe.sample(regions=[("red heart", (0, 0, 0.5, 1))], **wide)
     assert difference(half, plain) > 1
 
 

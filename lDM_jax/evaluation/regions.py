@@ -4,7 +4,9 @@ Two prompts, each for one half of a picture that is drawn in two windows of the 
 own extent, which overlap by a quarter. A half is recognised by the same half of the
 nearest training picture, as in `evaluate prompts`. The pairs are drawn: captions of
 different subgroups, every subgroup at most once in all; or one pair is given. The
-interval is over pairs, which differ far more than seeds do.
+interval is over pairs, which differ far more than seeds do. alone: the same of pictures
+of one prompt each, of which the judge sees half as well: what regions cannot exceed by
+much.
 """
 
 import argparse
@@ -41,20 +43,25 @@ def run(args: argparse.Namespace) -> dict:
     side = pipe.config.data.size_px
     source = sources.EmojiSource(split="train", size_px=side)
     pairs, references = pairs_of(args, source), training_pictures(source)
-    drawn, hits = [], []
+    drawn, hits, hits_alone = [], [], []
     for pair in pairs:
-        pictures = draw(pipe, args, *(source.captions[i] for i in pair))
+        prompts = [source.captions[i] for i in pair]
+        pictures = draw(pipe, args, *prompts)
         half = pictures.shape[2] // 2
         sides = (slice(half), slice(-half, None))
-        hits.append(
-            [
-                shows(pictures[:, :, part], references[:, :, part], source.labels, i)
-                for part, i in zip(sides, pair, strict=True)
+
+        def seen(both, sides=sides, pair=pair):
+            return [
+                shows(one[:, :, part], references[:, :, part], source.labels, i)
+                for one, part, i in zip(both, sides, pair, strict=True)
             ]
-        )
+
+        hits.append(seen([pictures] * 2))
+        hits_alone.append(seen([draw_alone(pipe, args, one) for one in prompts]))
         drawn.append(pictures)
     options.write_sheet(args, "regions", np.concatenate(drawn), args.seeds)
     left, right = np.moveaxis(np.array(hits), 1, 0)
+    alone = shares(*np.moveaxis(np.array(hits_alone), 1, 0), args.bootstrap)
     return {
         "metric": "regions",
         "model": args.model,
@@ -63,6 +70,7 @@ def run(args: argparse.Namespace) -> dict:
         "seeds": args.seeds,
         "draw_seed": None if args.left else args.draw_seed,
         **shares(left, right, args.bootstrap),
+        **{k.replace("accuracy", "alone"): found for k, found in alone.items()},
         "both_of_pairs": [
             [source.captions[i], source.captions[j], float(share)]
             for (i, j), share in zip(pairs, (left & right).mean(axis=1), strict=True)
@@ -102,6 +110,12 @@ def draw(pipe: Pipeline, args: argparse.Namespace, left: str, right: str) -> np.
         seeds=range(args.seeds),
         **options.sampling(args),
     )
+
+
+def draw_alone(pipe: Pipeline, args: argparse.Namespace, prompt: str) -> np.ndarray:
+    """Pictures uint8 "n H H 3" of one prompt, of the same seeds."""
+    seeds = range(args.seeds)
+    return pipe.sample(prompt=prompt, seeds=seeds, **options.sampling(args))
 
 
 def shows(
