@@ -5,13 +5,10 @@ Programs are kept for the next session, as `lDM_jax.startup.keep_programs` says.
 
 import os
 
+from tests.programs import QUICK
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Toy programs run for milliseconds: compile them quickly rather than well.
-flags = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_backend_optimization_level": "0",
-    "--xla_llvm_disable_expensive_passes": "true",
-}
+flags = QUICK | {"--xla_force_host_platform_device_count": "8"}
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"{name}={value}" for name, value in flags.items() if name not in given)]

@@ -1,25 +1,16 @@
 """train.py and sample.py as a user types them: exit codes and one-line errors."""
 
 import json
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from lDM_jax.training.checkpoint import load_state
-
-ROOT = Path(__file__).parent.parent
-
-
-def environment():
-    """One device, as a user has it; toy programs compiled quickly, as in conftest."""
-    flags = "backend_optimization_level=0", "llvm_disable_expensive_passes=true"
-    return {**os.environ, "XLA_FLAGS": " ".join(f"--xla_{flag}" for flag in flags)}
+from tests.programs import ROOT, environment
 
 
 def call(*args):

@@ -4,14 +4,12 @@ Each process has two fake CPU devices; collectives go through JAX's gloo.
 """
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,15 +18,7 @@ import pytest
 from lDM_jax.arrays import UserError
 from lDM_jax.training import distributed
 from lDM_jax.training.checkpoint import load_state
-
-ROOT = Path(__file__).parent.parent
-
-
-def environment(devices: int, **more: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    own = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return {**kept, **own, **more}
+from tests.programs import ROOT, environment
 
 
 def start(workdir, *settings, devices, **more):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lDM_jax.metrics.statistics import Moments
-from tests.test_distributed import ROOT, environment, finish
+from tests.programs import ROOT, environment
+from tests.test_distributed import finish
 from tests.test_task_figures import saved
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,8 @@ from lDM_jax.arrays import UserError
 from lDM_jax.training.checkpoint import load_state
 from lDM_jax.training.workdir import WorkDirectory, compare
 from tests import toy_run
-from tests.test_loop import ROOT, final_state, finish, run_here, start, wait_for
+from tests.programs import ROOT, environment
+from tests.test_loop import final_state, finish, run_here, start, wait_for
 
 LOCK = """
 import os, subprocess, sys, time
@@ -154,6 +155,7 @@ def test_an_unwritable_standard_output_ends_train_py(tmp_path):
         result = subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,
+            env=environment(),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

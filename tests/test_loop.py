@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,10 +18,7 @@ from lDM_jax.training import loop, recorder
 from lDM_jax.training.checkpoint import load_ema, load_state
 from lDM_jax.training.sharding import make_mesh
 from tests import toy_run
-
-ROOT = Path(__file__).parent.parent
-ONE_DEVICE = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-ONE_DEVICE["PYTHONPATH"] = str(ROOT)
+from tests.programs import ROOT, environment
 
 
 def program(workdir):
@@ -32,7 +28,7 @@ def program(workdir):
 def start_command(command):
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, env=ONE_DEVICE, stdout=pipe, stderr=pipe, text=True
+        command, env=environment(), stdout=pipe, stderr=pipe, text=True
     )
 
 

@@ -1,14 +1,14 @@
 """The notebooks run from the first cell to the last, at a small size."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT, environment
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 pytest.importorskip("matplotlib", reason="needs requirements-dev.txt")
 
@@ -20,16 +20,15 @@ def code(path: Path) -> str:
     return "\n\n".join(sources)
 
 
-def execute(name: str, tmp_path: Path, **environment: str) -> str:
+def execute(name: str, tmp_path: Path, **more: str) -> str:
     """Run a notebook's cells as one program in the repository; what it prints."""
     script = tmp_path / f"{name}.py"
     script.write_text(code(ROOT / "notebooks" / f"{name}.ipynb"))
-    settings = dict(LDM_SHORT="1", MPLBACKEND="Agg", JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    settings = dict(LDM_SHORT="1", MPLBACKEND="Agg", LDM_RUNS=str(tmp_path / "runs"))
     done = subprocess.run(
         [sys.executable, script],
         cwd=ROOT,
-        env={**os.environ, **settings, "LDM_RUNS": str(tmp_path / "runs")}
-        | environment,
+        env=environment(**settings, **more),
         capture_output=True,
         text=True,
         check=False,

@@ -2,19 +2,17 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from lDM_jax.arrays import UserError
 from lDM_jax.tools import sweep_train
+from tests.programs import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "emoji_autoencoder.py") + ":smoke"
 # Stands for train.py: the held-out loss is the learning rate; seed 3 fails.
 STUB = """
@@ -117,9 +115,8 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(stub, tmp_path):
         "sys.exit(sweep_train.main(sys.argv[1:]))"
     )
     slow = ["--set", "train.ema_decay=60.0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments(folder, *slow)]
-    sweep = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    sweep = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE)
     end = time.monotonic() + 60
     while not list(folder.glob("*/started")):
         assert time.monotonic() < end, "nothing started"
@@ -135,9 +132,8 @@ def test_a_real_sweep_trains_and_compares(tmp_path):
     command = [sys.executable, "-m", "lDM_jax.tools.sweep_train", f"--config={CONFIG}"]
     command += [f"--workdir={tmp_path}", "--over", "optimizer.learning_rate=1e-4,1e-3"]
     command += ["--set", "train.num_steps=2", "--set", "discriminator.factor=0.0"]
-    environment = {**os.environ, "XLA_FLAGS": ""}  # one device
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     head, _, *rows = done.stdout.splitlines()[-4:]
