@@ -72,6 +72,8 @@ def test_objects_of_scenes_are_recognised(tmp_path, capsys, monkeypatch, name):
     found = run(saved(name, tmp_path), "--num", "32", capsys=capsys)
     assert found["accuracy_known"] > 0.8
     assert 1.5 * found["chance"] < found["accuracy"] < found["accuracy_known"]
+    useless = max(found["accuracy_unrelated"], found["accuracy_blank"])
+    assert found["chance"] / 3 < useless < found["accuracy"]
     assert found["objects"] >= 64  # at least two a scene
 
 

@@ -4,7 +4,9 @@ super_resolution, inpaint   PSNR and SSIM beside the simple ways: bicubic, and t
                             of what is known (of the hole alone: psnr_hole)
 layout, semantic            the share of objects that are recognised where they were
                             asked for (`metrics.objects`); as the judge's bound, of
-                            training scenes, whose objects it knows
+                            training scenes, whose objects it knows; as what a model
+                            gets that does not read its condition, of real scenes of
+                            other layouts, and of the mean training picture
 class                       the share of samples recognised as of their class
 
 The first two kinds work with any data; objects and classes are those of the emoji.
@@ -161,9 +163,14 @@ def drawn_objects(pipe: Pipeline, args, key: str) -> tuple[dict, list]:
     judge = dict(references=objects.library(pictures), labels=emoji.group_labels)
     layouts, real = scenes(examples)
     known_layouts, known_pictures = scenes([known[i] for i in range(args.num)])
+    mean = np.rint(known_pictures.mean(axis=0)).astype(np.uint8)
     figures = {
         "accuracy": objects.accuracy(found, layouts, **judge),
         "accuracy_known": objects.accuracy(known_pictures, known_layouts, **judge),
+        "accuracy_unrelated": objects.accuracy(np.roll(real, 1, 0), layouts, **judge),
+        "accuracy_blank": objects.accuracy(
+            np.stack([mean] * len(real)), layouts, **judge
+        ),
         "chance": 1 / len(emoji.groups),
         "objects": sum(map(len, layouts)),
     }
