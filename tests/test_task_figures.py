@@ -126,7 +126,6 @@ def test_objects_are_told_by_their_nearest_picture():
 def test_shipped_models_do_better_than_simple_ways(
     name, figure, simple, factor, capsys
 ):
-    """On held-out scenes: PIL's bicubic enlargement, and a guess of the group, three
-    times over, since what a network of zeros draws is right more often than that."""
+    """On held-out scenes: bicubic enlargement, and three times a guess of the group."""
     found = run(name, "--num", "16", "--steps", "20", capsys=capsys)
     assert found[figure] > factor * found[simple]

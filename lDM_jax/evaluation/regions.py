@@ -5,8 +5,7 @@ own extent, which overlap by a quarter. A half is recognised by the same half of
 nearest training picture, as in `evaluate prompts`. The pairs are drawn: captions of
 different subgroups, every subgroup at most once in all; or one pair is given. The
 interval is over pairs, which differ far more than seeds do. alone: the same of pictures
-of one prompt each, of which the judge sees half as well: what regions cannot exceed by
-much.
+of one prompt each, of which the judge sees the same half: what the model knows.
 """
 
 import argparse
@@ -49,15 +48,14 @@ def run(args: argparse.Namespace) -> dict:
         pictures = draw(pipe, args, *prompts)
         half = pictures.shape[2] // 2
         sides = (slice(half), slice(-half, None))
-
-        def seen(both, sides=sides, pair=pair):
-            return [
-                shows(one[:, :, part], references[:, :, part], source.labels, i)
-                for one, part, i in zip(both, sides, pair, strict=True)
-            ]
-
-        hits.append(seen([pictures] * 2))
-        hits_alone.append(seen([draw_alone(pipe, args, one) for one in prompts]))
+        single = [draw_alone(pipe, args, prompt) for prompt in prompts]
+        for found, both in ((hits, [pictures] * 2), (hits_alone, single)):
+            found.append(
+                [
+                    shows(one[:, :, part], references[:, :, part], source.labels, i)
+                    for one, part, i in zip(both, sides, pair, strict=True)
+                ]
+            )
         drawn.append(pictures)
     options.write_sheet(args, "regions", np.concatenate(drawn), args.seeds)
     left, right = np.moveaxis(np.array(hits), 1, 0)
