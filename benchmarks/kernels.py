@@ -44,7 +44,12 @@ SPREAD = (
 YNNPACK = ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION", "REDUCE")
 DOUBLED = ((1, 16, 16, 896), (1, 32, 32, 672), (1, 64, 64, 512), (1, 128, 128, 256))
 NORMS = ((32, 8, 8, 64), (1, 32, 32, 448), (1, 64, 64, 224), (1, 256, 256, 128))
-ATTENTIONS = ((1, 1024, 14, 32), (1, 4096, 8, 40), (1, 4096, 1, 512))
+ATTENTIONS = (
+    (1, 256, 21, 32),  # just from MIN_SCORES on
+    (1, 1024, 14, 32),
+    (1, 4096, 8, 40),
+    (1, 4096, 1, 512),
+)
 
 
 def ways(function) -> dict[str, Callable]:
