@@ -9,7 +9,7 @@ import pytest
 from lDM_jax import datasets, image, weights
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data.sources import EmojiSource
-from lDM_jax.evaluation import task
+from lDM_jax.evaluation import prompts, task
 from lDM_jax.metrics import objects
 from lDM_jax.tools import evaluate
 from tests.test_tasks import drawn
@@ -84,10 +84,25 @@ def test_a_random_model_is_at_chance(tmp_path, capsys):
     assert found["accuracy"] <= 0.5
 
 
-def test_models_without_a_figure_name_the_other_commands(tmp_path, capsys):
-    model = saved("emoji_unconditional", tmp_path)
-    assert evaluate.main(["task", "--model", model]) == 2
+def test_models_without_a_figure_name_the_other_commands(capsys):
+    assert evaluate.main(["task", "--model", "emoji"]) == 2
     assert "evaluate generate" in capsys.readouterr().err
+
+
+def test_copies_are_nearer_to_training_pictures_than_held_out_ones(
+    tmp_path, capsys, monkeypatch
+):
+    """Training pictures lie at 0; grey added to one is its distance, in levels."""
+    model = saved("emoji_unconditional", tmp_path)
+    size_px = drawn("emoji_unconditional").config.data.size_px
+    source = EmojiSource(split="train", size_px=size_px)
+    copies = prompts.training_pictures(source)[[3, 5]]
+    for off in (0, 4):
+        x = np.where(copies > 127, copies - off, copies + off).astype(np.uint8)
+        monkeypatch.setattr(task, "draw", lambda pipe, fields, args, x=x: x)
+        found = run(model, "--num", "2", capsys=capsys)
+        assert found["rms_nearest"] == off
+        assert found["rms_nearest_held_out"] > 10
 
 
 def test_a_crop_is_its_box():

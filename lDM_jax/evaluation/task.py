@@ -8,8 +8,10 @@ layout, semantic            the share of objects that are recognised where they 
                             gets that does not read its condition, of real scenes of
                             other layouts, and of the mean training picture
 class                       the share of samples recognised as of their class
+unconditional               how far samples are from the nearest training picture,
+                            beside held-out pictures: copies would be much nearer
 
-The first two kinds work with any data; objects and classes are those of the emoji.
+The first two kinds work with any data; the others are judged among the emoji.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from lDM_jax.data.sources import EmojiSource
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.prompts import training_pictures
 from lDM_jax.metrics import objects
-from lDM_jax.metrics.recognition import recognise
+from lDM_jax.metrics.recognition import nearest, recognise
 from lDM_jax.metrics.reconstruction import psnr, ssim
 from lDM_jax.pipeline import BATCH, Pipeline
 from lDM_jax.requests import Request
@@ -231,10 +233,33 @@ def classes(pipe: Pipeline, args) -> tuple[dict, list]:
     return figures, [references[first], found, references[result.nearest]]
 
 
+def unconditional(pipe: Pipeline, args) -> tuple[dict, list]:
+    """Root mean squares of samples less their nearest training pictures."""
+    if pipe.config.data.source != "emoji":
+        raise UserError("the nearest pictures are looked for among the emoji only")
+    size = dict(size_px=pipe.config.data.size_px)
+    references = training_pictures(EmojiSource(split="train", **size))
+    held = training_pictures(EmojiSource(split=args.split, **size))
+    found = draw(pipe, [{}] * args.num, args)
+    near, near_held = (references[nearest(x, references)] for x in (found, held))
+    figures = {
+        "rms_nearest": rms(found, near),
+        "rms_nearest_held_out": rms(held, near_held),
+    }
+    return figures, [found, near]
+
+
+def rms(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square differences of pictures, in grey levels: their mean."""
+    difference = a.astype(np.float64) - b
+    return float(np.sqrt((difference**2).mean(axis=(1, 2, 3))).mean())
+
+
 KINDS = {
     "super_resolution": super_resolution,
     "inpaint": inpaint,
     "layout": layout,
     "semantic": semantic,
     "class": classes,
+    "unconditional": unconditional,
 }
