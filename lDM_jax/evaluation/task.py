@@ -8,8 +8,8 @@ layout, semantic            the share of objects that are recognised where they 
                             gets that does not read its condition, of real scenes of
                             other layouts, and of the mean training picture
 class                       the share of samples recognised as of their class
-unconditional               how far samples are from the nearest training picture,
-                            beside held-out pictures: copies would be much nearer
+unconditional               how far samples are from the nearest training picture (0:
+                            copies), beside what held-out pictures are
 
 The first two kinds work with any data; the others are judged among the emoji.
 """
@@ -28,7 +28,7 @@ from lDM_jax.evaluation import options
 from lDM_jax.evaluation.prompts import training_pictures
 from lDM_jax.metrics import objects
 from lDM_jax.metrics.recognition import nearest, recognise
-from lDM_jax.metrics.reconstruction import psnr, ssim
+from lDM_jax.metrics.reconstruction import PEAK, psnr, ssim
 from lDM_jax.pipeline import BATCH, Pipeline
 from lDM_jax.requests import Request
 
@@ -251,8 +251,7 @@ def unconditional(pipe: Pipeline, args) -> tuple[dict, list]:
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
     """Root mean square differences of pictures, in grey levels: their mean."""
-    difference = a.astype(np.float64) - b
-    return float(np.sqrt((difference**2).mean(axis=(1, 2, 3))).mean())
+    return float((PEAK * 10 ** (-psnr(a, b) / 20)).mean())
 
 
 KINDS = {
