@@ -91,6 +91,8 @@ def diffusion() -> ConfigDict:
         token_std=0.02,
         position_std=0.02,
     )
+    # within_boxes: an object's tokens are attended to in its box alone
+    config.layout = dict(within_boxes=False)
     config.rescaler = dict(num_stages=2, width=3)
     config.low_res = dict(kind="bicubic", factor=4, fold=1)
     config.masks = dict(kind="mixed")
@@ -141,7 +143,7 @@ def as_classifier(config: ConfigDict) -> ConfigDict:
     """A diffusion config as that of a classifier of the same noisy latents."""
     config.update(dict(stage="classifier", task="class"))
     config.unet.context_width = 0
-    for section in ("text", "rescaler", "low_res", "masks", "sample", "loss"):
+    for section in ("text", "layout", "rescaler", "low_res", "masks", "sample", "loss"):
         del config[section]
     for name in ("ema_stds", "ema_snapshot_every_steps"):
         del config.train[name]

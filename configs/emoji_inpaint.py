@@ -6,11 +6,11 @@
 Masks are drawn anew for every picture, so that latents cannot be cached.
 """
 
-from configs import common, emoji_scenes
+from configs import common, emoji, emoji_scenes
 
 
 def get_config(arg: str = ""):
-    config = emoji_scenes.base("inpaint")
+    config = emoji.flow(emoji_scenes.base("inpaint"))
     config.data.cache_latents = False
     config.unet.context_width = 0
     config.loss.drop_rate = 0.0

@@ -17,5 +17,7 @@ def get_config(arg: str = ""):
     config = emoji.flow(emoji_scenes.base("layout"))
     # positions as large as tokens: they tell which corners belong to which label
     config.text.update(dict(max_length=20, vocab_size=300, position_std=1.0))
+    # where a label is meant is given: a short training does not find it
+    config.layout.within_boxes = True
     config.train.num_steps = 4000
     return common.finish(config, arg)

@@ -62,12 +62,15 @@ class Cond:
     regions: f32 [0, 1] "b h w r" at the latents' extent: the context is r texts of
              equal length one after the other, and a position attends to those whose
              region it is in (of none: to all), as far as it is in it.
+    boxes:   f32 "b n 4", (left, top, right, bottom) of each token of `context` in
+             fractions of the picture; they become `regions` (`models.boxes`).
     """
 
     concat: jax.Array | None = None
     context: jax.Array | None = None
     vector: jax.Array | None = None
     regions: jax.Array | None = None
+    boxes: jax.Array | None = None
 
 
 def typecheck(function: F) -> F:

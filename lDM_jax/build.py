@@ -20,6 +20,7 @@ from lDM_jax.box_tokens import BoxTokenizer
 from lDM_jax.codec import Codec
 from lDM_jax.diffusion import make_process
 from lDM_jax.models.autoencoder import Autoencoder, Identity
+from lDM_jax.models.boxes import TokenBoxes
 from lDM_jax.models.classifier import LatentClassifier
 from lDM_jax.models.clip import ClipText
 from lDM_jax.models.conditioners import (
@@ -317,8 +318,12 @@ def conditioner(config: ConfigDict) -> Conditioner:
         key, encoder = "embeddings", "tower"
     if encoder == "class" and not width:
         field = "vector"
-    network = ENCODERS[encoder](config)
-    return Conditioner(routes=((key, encoder, field),), encoders={encoder: network})
+    routes, encoders = ((key, encoder, field),), {encoder: ENCODERS[encoder](config)}
+    if encoder == "layout" and config.get("layout", {}).get("within_boxes"):
+        routes += ((key, "token_boxes", "boxes"),)
+        null = null_tokens(config)
+        encoders["token_boxes"] = TokenBoxes(config.text.vocab_size, null)
+    return Conditioner(routes=routes, encoders=encoders)
 
 
 def class_encoder(config: ConfigDict) -> ClassConditioner:

@@ -174,7 +174,7 @@ def _per_row(value: Scalar, z: Array) -> Scalar:
 
 
 def _same_shapes(cond: Cond, null: Cond) -> None:
-    for name in ("concat", "context", "vector", "regions"):
+    for name in ("concat", "context", "vector", "regions", "boxes"):
         left, right = (getattr(c, name) for c in (cond, null))
         shapes = [None if x is None else tuple(x.shape) for x in (left, right)]
         if shapes[0] != shapes[1]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lDM_jax.arrays import Array, Cond, UserError
+from lDM_jax.models import boxes
 from lDM_jax.tiling import spans
 
 SHARE_POWER = 2
@@ -35,8 +36,8 @@ def in_windows(
     """`network` (z, t, cond) over latents "b h w c" of `extent`, in windows.
 
     window and overlap in latent positions; what lies over the latents in `cond`
-    (concat, regions) is cut along with them. within: `cond.regions` "b h w 1" is where
-    each row's prediction will be used, and a window counts by its share of it.
+    (concat, regions, boxes) is cut along with them. within: `cond.regions` "b h w 1" is
+    where each row's prediction will be used, and a window counts by its share of it.
     UserError unless 0 <= overlap < window.
     """
     if not 0 <= overlap < window:
@@ -55,6 +56,8 @@ def in_windows(
         return jax.lax.dynamic_slice(x, (0, place[0], place[1], 0), size)
 
     def windowed(z: Array, t: Array, cond: Cond) -> Array:
+        cond = boxes.on_grid(cond, extent)
+
         def add(sums, place):
             total, weights = sums
             over = {name: getattr(cond, name) for name in ("concat", "regions")}

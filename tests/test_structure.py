@@ -40,7 +40,7 @@ LEVELS = [
     (r"lDM_jax\.flops$", 0.8),
     (r"lDM_jax\.schedules$", 1),
     (r"lDM_jax\.(interop\.convert|downloads)$", 1),
-    (r"lDM_jax\.models\.layers$", 1),
+    (r"lDM_jax\.models\.(boxes|layers)$", 1),
     (r"lDM_jax\.models\.(clip|lpips)$", 1.5),
     (r"lDM_jax\.models(\..*)?$", 2),
     (r"lDM_jax\.interop\.torch_pickle$", 0),

@@ -229,6 +229,8 @@ def conditioner(config, channels: int, tower: Ours | None):
     params = dict(n_embed=text.width, n_layer=text.depth, max_seq_len=text.max_length)
     params["vocab_size"] = text.get("vocab_size", 30_522)
     if config.task == "layout":
+        if config.get("layout", {}).get("within_boxes"):
+            raise UserError("the original program has no place for layout.within_boxes")
         params["use_tokenizer"] = False
     return encoder("BERTEmbedder", params), "crossattn", 0
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Cond, Float, Int, UserError, typecheck
+from lDM_jax.models import boxes
 from lDM_jax.models.layers import (
     AttentionBlock,
     Downsample,
@@ -108,6 +109,7 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w out"]:
         check_extent(z.shape[1:3], self.halvings)
+        cond = boxes.on_grid(cond, z.shape[1:3])
         res, attend = self.block_makers(cond, train)
         emb = self.embed_time(t, cond.vector)
         if cond.concat is not None:
