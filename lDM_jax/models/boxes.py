@@ -1,9 +1,9 @@
 """Boxes of a layout as where its tokens may be attended to.
 
 An object's tokens (label, corners) are read by the positions in its box alone, so that
-attention need not learn which label is meant where: after 4,000 steps of the emoji model
-it had not. Masks say where words are read in eDiff-I (arXiv 2211.01324), in training too
-in InstanceDiffusion (arXiv 2402.03290); Rombach et al. 2022 have none.
+attention need not learn which label is meant where: a short training of a small model
+does not get there. Masks say where words are read in eDiff-I (arXiv 2211.01324), and in
+training too in InstanceDiffusion (arXiv 2402.03290); Rombach et al. 2022 have none.
 Owns how tokens become boxes and boxes `Cond.regions`.
 """
 
