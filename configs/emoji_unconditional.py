@@ -12,7 +12,7 @@ from configs import common, emoji
 
 
 def get_config(arg: str = ""):
-    config = emoji.base("unconditional")
+    config = emoji.flow(emoji.base("unconditional"))
     config.unet.context_width = 0
     config.loss.drop_rate = 0.0
     config.sample.guidance = 1.0

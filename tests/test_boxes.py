@@ -8,7 +8,7 @@ import pytest
 from lDM_jax import build
 from lDM_jax.arrays import Cond, UserError
 from lDM_jax.box_tokens import BoxTokenizer
-from lDM_jax.interop import export_original
+from lDM_jax.interop import export_diffusers, export_original
 from lDM_jax.models import boxes
 from lDM_jax.models.layers import SpatialTransformer
 from lDM_jax.windows import in_windows
@@ -125,10 +125,14 @@ def test_only_models_that_ask_for_it_read_within_boxes():
     assert build.conditioner(config).routes == plain.routes
 
 
-def test_the_original_has_no_place_for_it():
+def test_other_programs_have_no_place_for_it():
     config = small("emoji_layout")
     config.text.update(num_heads=8, head_width=64)
+    codec = build.abstract_codec(config)
     with pytest.raises(UserError, match=r"no place for layout\.within_boxes"):
         export_original.conditioner(config, 4, None)
+    note = export_diffusers.choose_pipeline(config, codec, 1.0)[2]
+    assert "without the masks" in note
     config.layout.within_boxes = False
     export_original.conditioner(config, 4, None)
+    assert "masks" not in export_diffusers.choose_pipeline(config, codec, 1.0)[2]

@@ -175,7 +175,10 @@ def choose_pipeline(config: ConfigDict, codec, scale) -> tuple[str, str, str]:
             return "LDMTextToImagePipeline", "vqvae", ""
         if stored:
             return "StableDiffusionPipeline", "vae", ""
-    return "", "vqvae", f"diffusers has no pipeline for this {task} model: components"
+    note = f"diffusers has no pipeline for this {task} model: components"
+    if task == "layout" and config.get("layout", {}).get("within_boxes"):
+        note += ", without the masks of layout.within_boxes: other pictures"
+    return "", "vqvae", note
 
 
 def is_clip(config: ConfigDict) -> bool:
