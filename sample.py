@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lDM_jax.startup import prepare
+from lDM_jax.startup import prepare, show_help
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
@@ -130,14 +130,19 @@ def parse_layout(text: str | None) -> list | None:
         return None
     try:
         return [
-            (int(label), tuple(float(side) for side in box))
+            (_label(label), tuple(float(side) for side in box))
             for label, box in json.loads(text)
         ]
     except (ValueError, TypeError):
         raise ValueError(
-            "--layout is JSON such as [[3, [0.1, 0.2, 0.4, 0.4]]]: label, then left, "
-            "top, width and height in fractions of the picture"
+            "--layout is JSON such as [[3, [0.1, 0.2, 0.4, 0.4]]]: label (or its "
+            "name), then left, top, width and height in fractions of the picture"
         ) from None
+
+
+def _label(value) -> int | str:
+    """A label's number or its name."""
+    return value if isinstance(value, str) else int(value)
 
 
 def parse_regions(text: str | None) -> list | None:
@@ -409,6 +414,7 @@ def fail(error: object) -> None:
 
 
 def main(argv: list[str]) -> int:
+    show_help(argv, __doc__, FLAGS)
     try:
         FLAGS(argv)
         many = FLAGS.num is not None or FLAGS.npz is not None

@@ -19,7 +19,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lDM_jax.startup import prepare
+from lDM_jax.startup import prepare, show_help
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/emoji.py.")
@@ -33,6 +33,7 @@ flags.DEFINE_bool("dry_run", False, "Print config, parameters and memory, then e
 
 def parse(argv: list[str]):
     """Parse the flags; exit with code 2 and one line if one of them is wrong."""
+    show_help(argv, __doc__, FLAGS)
     try:
         FLAGS(argv)
         if FLAGS.config is None:

@@ -1,13 +1,14 @@
 """Scenes of emoji from boxes with labels (nine groups): layout to image.
 
     python train.py --config=configs/emoji_layout.py --workdir=runs/emoji_layout
-    python sample.py --model=runs/emoji_layout --layout='[[3, [0.1, 0.2, 0.4, 0.4]]]'
+    python sample.py --model=runs/emoji_layout \\
+        --layout='[["Flags", [0.1, 0.1, 0.4, 0.4]], [6, [0.5, 0.5, 0.4, 0.4]]]'
 
 Six objects at most are 20 tokens: three an object and two for the crop. Corners lie on
 17 x 17 points, the edges of the latents' cells, so that a short training meets each of
-them often; the published models have 90 x 90. Labels are the nine groups: Activities,
-Animals & Nature, Flags, Food & Drink, Objects, People & Body, Smileys & Emotion,
-Symbols, Travel & Places.
+them often; the published models have 90 x 90. Labels are the nine groups,
+by name or number from 0: Activities, Animals & Nature, Flags, Food & Drink, Objects,
+People & Body, Smileys & Emotion, Symbols, Travel & Places.
 """
 
 from configs import common, emoji, emoji_scenes

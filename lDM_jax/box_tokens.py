@@ -65,14 +65,12 @@ class BoxTokenizer:
 
     def corners(self, box: Box) -> tuple[int, int]:
         """Tokens of the top left and the bottom right corner."""
-        left, top, width, height = box
-        right, bottom = left + width, top + height
-        edges = left, top, right, bottom
-        inside = all(-1e-6 <= edge <= 1 + 1e-6 for edge in edges)  # False for nan
-        if not inside or width < 0 or height < 0:
+        if len(box) != 4 or not _possible(*box):
             raise UserError(
                 f"box {box}: give (left, top, width, height) as fractions in [0, 1]"
             )
+        left, top, width, height = box
+        right, bottom = left + width, top + height
         return self.corner(left, top), self.corner(right, bottom)
 
     def corner(self, x: float, y: float) -> int:
@@ -98,3 +96,10 @@ class BoxTokenizer:
     def _box(self, first: int, second: int) -> Box:
         (left, top), (right, bottom) = self.point(first), self.point(second)
         return left, top, right - left, bottom - top
+
+
+def _possible(left: float, top: float, width: float, height: float) -> bool:
+    """True for a box inside the picture, up to rounding; False with nan."""
+    edges = left, top, left + width, top + height
+    inside = all(-1e-6 <= edge <= 1 + 1e-6 for edge in edges)
+    return inside and width >= 0 and height >= 0

@@ -46,6 +46,9 @@ NEEDED = {
 }
 
 
+LABELLED = ("class", "layout")  # tasks whose labels have numbers and may have names
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
     """Fill in, in place, what a config leaves to its data; returns the config.
 
@@ -162,9 +165,11 @@ def check_conditions(config: ConfigDict, source) -> None:
         )
 
 
-def class_names(source) -> list[str]:
-    """The names of a source's labels, by number; none without names."""
-    return list(getattr(source, "classes", None) or ())
+def class_names(source, task: str = "class") -> list[str]:
+    """The names of the labels of pictures, or of boxes for the task "layout", by
+    number; none without names."""
+    where = "categories" if task == "layout" else "classes"
+    return list(getattr(source, where, None) or ())
 
 
 def num_classes(source) -> int:
@@ -173,20 +178,21 @@ def num_classes(source) -> int:
 
 
 def check_classes(config: ConfigDict, source) -> None:
-    """UserError if a class task's data has classes that the config does not know.
+    """UserError if the data has classes that the config does not know.
 
-    Data has more than config.num_classes, or, where config.data.classes names them,
-    others: labels would mean something else than in training.
+    A class task's has more than config.num_classes, or, where config.data.classes names
+    those of pictures or boxes, others: labels would mean something else than in
+    training.
     """
-    if config.get("task") != "class":
+    if config.get("task") not in LABELLED:
         return
     count, where = num_classes(source), config.data.path or config.data.source
-    if 0 < config.num_classes < count:
+    if config.task == "class" and 0 < config.num_classes < count:
         raise UserError(
             f"config.num_classes = {config.num_classes}, but {where} has {count} "
             "classes (0 takes as many as there are)"
         )
-    known, there = config.data.get("classes", ()), class_names(source)
+    known, there = config.data.get("classes", ()), class_names(source, config.task)
     if known and there and list(known) != there:
         pairs = zip([*known, None], [*there, None], strict=False)
         old, new = next(pair for pair in pairs if pair[0] != pair[1])
@@ -198,9 +204,9 @@ def check_classes(config: ConfigDict, source) -> None:
 
 
 def note_classes(config: ConfigDict, source) -> None:
-    """Store the names of a class task's labels as config.data.classes, by number."""
-    names = class_names(source)
-    if config.get("task") == "class" and names:
+    """Store the names of pictures' or boxes' labels as config.data.classes."""
+    names = class_names(source, config.get("task"))
+    if config.get("task") in LABELLED and names:
         with config.unlocked():
             config.data.classes = tuple(names)
 

@@ -225,7 +225,7 @@ def plan(
         sources={name: listing(source) for name, source in splits.items()},
         lengths={name: len(source) for name, source in splits.items()},
         num_classes=datasets.num_classes(train),
-        classes=datasets.class_names(train),
+        classes=datasets.class_names(train, config.task),
         mirrored=bool(config.data.flip),
         **changes,
     )

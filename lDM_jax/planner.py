@@ -55,6 +55,7 @@ class Planner:
         request = dataclasses.replace(
             request,
             label=requests.label_number(request.label, self.trained.config),
+            layout=requests.numbered(request.layout, self.trained.config),
             seeds=tuple(int(seed) for seed in request.seeds),
             sampler=defaults.sampler if request.sampler is None else request.sampler,
             steps=defaults.steps if request.steps is None else int(request.steps),

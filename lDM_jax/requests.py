@@ -33,9 +33,9 @@ class Request:
     """Everything that determines pictures, besides the weights.
 
     What: prompt, negative: one text for all seeds; label: a class, by its number or, in
-    a request that is not resolved yet, by its name; layout: a list of
-    (label, (left, top, width, height)) in fractions; segmentation: i32 "H W" or a grey
-    PNG. image: uint8 "H W 3" or a file: what a super-resolution model enlarges, an
+    a request that is not resolved yet, by its name; layout: a list of (label, likewise,
+    (left, top, width, height)) in fractions; segmentation: i32 "H W" or a grey PNG.
+    image: uint8 "H W 3" or a file: what a super-resolution model enlarges, an
     inpainting model completes, any other model changes by `strength` in (0, 1]. mask:
     "H W" or a file, non-zero where there is to be painted; with a model that was not
     trained to inpaint, the rest is held at every step (blended inpainting).
@@ -280,6 +280,13 @@ def label_number(label: int | str | None, config: ConfigDict) -> int | None:
     except ValueError:
         known = named(names) or "; this model's classes have no names: give a number"
         raise UserError(f"label is {label!r}{known}") from None
+
+
+def numbered(layout: Sequence | None, config: ConfigDict) -> list | None:
+    """A layout whose labels are numbers, as `label_number` has them."""
+    if layout is None:
+        return None
+    return [(label_number(label, config), box) for label, box in layout]
 
 
 def named(names: Sequence[str]) -> str:

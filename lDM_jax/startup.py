@@ -34,6 +34,17 @@ def prepare() -> None:
     huge_pages()
 
 
+def show_help(argv: list[str], about: str | None, values) -> None:
+    """Print what a program is about and its absl flags, and exit, if argv asks for it.
+
+    absl knows --help only in its own `app.run`, where it exits with 1. values:
+    `flags.FLAGS`.
+    """
+    if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
+        sys.stdout.write(f"{about}\n{values.main_module_help().lstrip()}\n")
+        raise SystemExit(0)
+
+
 def settle() -> None:
     """What needs no new start: convolutions, programs, and garbage.
 

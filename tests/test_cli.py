@@ -32,6 +32,20 @@ def refused(result, *words):
         assert word in lines[0], result.stderr
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize(
+    "program, words",
+    [
+        ("train.py", ("Train either stage", "--workdir: Directory", "--[no]dry_run")),
+        ("sample.py", ("Draw pictures", "--prompt: What to draw", "--npz")),
+    ],
+)
+def test_help_tells_of_the_program_and_its_flags(program, words, flag):
+    result = call(program, "--seed", flag) if flag == "-h" else call(program, flag)
+    assert result.returncode == 0 and not result.stderr
+    assert all(word in result.stdout for word in words)
+
+
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory):
     """`train.py` on the smoke config: the work directory and what it printed."""

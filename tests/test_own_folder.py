@@ -16,6 +16,7 @@ from configs import (
     emoji_autoencoder,
     emoji_class,
     emoji_classifier,
+    emoji_layout,
     emoji_unconditional,
 )
 from lDM_jax import build, datasets, experiment, image, latents, requests
@@ -34,6 +35,7 @@ KINDS = {
     "text": emoji,
     "classifier": emoji_classifier,
 }
+CONFIGS = {**KINDS, "layout": emoji_layout}
 
 
 def write(folder, names, *, size=(48, 40), caption="a {}"):
@@ -56,7 +58,7 @@ def photos(tmp_path):
 
 def settings(task, path, **data):
     """The smoke size of a task's emoji config with that path; moments are pixels."""
-    config = KINDS[task].get_config("smoke").unlock()
+    config = CONFIGS[task].get_config("smoke").unlock()
     config.data.update(dict(path=str(path), limit=0, **data))
     config.first_stage.path = "identity"
     config.first_stage.scale = 1.0
@@ -298,9 +300,33 @@ def test_a_label_is_a_name_or_a_number():
     assert found == [2, 0, 2, 1, None]
     with pytest.raises(UserError, match=r"label is 'cow' \(10, cat, dog\)"):
         requests.label_number("cow", config)
+    layout = [("cat", (0, 0, 1, 1)), (2, (0, 0, 0.5, 1))]
+    assert requests.numbered(layout, config) == [(1, (0, 0, 1, 1)), layout[1]]
     config.data.classes = ()
     with pytest.raises(UserError, match="have no names: give a number"):
         requests.label_number("cow", config)
+
+
+def test_a_layout_model_knows_its_labels_by_name(tmp_path):
+    def folder(name, label):
+        path = write(tmp_path / name, ["a.png"])
+        line = {"file_name": "a.png", "boxes": [[0, 0, 1, 1]], "labels": [label]}
+        (path / "metadata.jsonl").write_text(json.dumps(line))
+        return settings("layout", path, source="folder")
+
+    config = folder("cups", "cup")
+    datasets.note_classes(config, datasets.source(config, "train"))
+    assert config.data.classes == ("cup",)
+    datasets.source(config, "train")  # the same names
+    config.data.path = folder("cats", "cat").data.path
+    with pytest.raises(UserError, match="first that differs was 'cup' and is 'cat'"):
+        datasets.source(config, "train")
+
+
+def test_scenes_name_the_labels_of_their_boxes():
+    config = settings("layout", "", source="scenes")
+    datasets.note_classes(config, datasets.source(config, "train"))
+    assert config.data.classes[:3] == ("Activities", "Animals & Nature", "Flags")
 
 
 @pytest.mark.slow

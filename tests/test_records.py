@@ -213,7 +213,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         boxes = {
             "bbox": tfds.features.BBoxFeature(),
-            "label": tfds.features.ClassLabel(num_classes=3),
+            "label": tfds.features.ClassLabel(names=["leaf", "stem", "wing"]),
         }
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -276,6 +276,7 @@ def test_tfds_by_name_without_tensorflow(tfds_folder):
     assert sizes == [18, 1, 1]
     kinds = ["caption", "label", "layout", "segmentation"]
     assert datasets.conditions(source) == kinds and source.classes == ["ant", "bee"]
+    assert source.categories == ["leaf", "stem", "wing"]
     source = pickle.loads(pickle.dumps(source))
     for i in range(len(source)):
         example = source[i]

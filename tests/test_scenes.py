@@ -55,7 +55,7 @@ def pixels_of(box, size_px=64):
 
 
 def test_examples_have_the_stated_form(source, scenes):
-    assert len(source) == 300 and len(source.names) == 9
+    assert len(source) == 300 and len(source.categories) == 9
     for scene in scenes:
         assert scene["image"].shape == (64, 64, 4) and scene["image"].dtype == np.uint8
         assert (scene["image"][:, :, 3] == 255).all()
@@ -145,7 +145,7 @@ def test_pictures_and_names_belong_together():
     scene = scenes[i]
     which = scene["caption"].split(", ").index("flag: France")
     label, box = scene["layout"][which]
-    assert scenes.names[label] == "Flags"
+    assert scenes.categories[label] == "Flags"
     flag = scene["image"][pixels_of(box)].astype(int)
     height, width = flag.shape[:2]
     left, middle, right = (flag[height // 2, width * k // 6] for k in (1, 3, 5))
@@ -184,7 +184,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone(source, scenes):
 def test_subgroups_change_labels_and_nothing_else(scenes):
     finer = SceneSource(split="test", labels="subgroups")
     emoji = EmojiSource(split="test")
-    assert finer.names == emoji.subgroups
+    assert finer.categories == emoji.subgroups
     groups = {}
     for i in range(40):
         scene = finer[i]

@@ -193,6 +193,11 @@ class LatentsSource:
         return list(self.plan.classes)
 
     @property
+    def categories(self) -> list[str]:
+        """The same where the labels are boxes'."""
+        return self.classes
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the plan and the split, in hexadecimal."""
         text = json.dumps([dataclasses.asdict(self.plan), self.split], sort_keys=True)

@@ -155,7 +155,7 @@ class SceneSource:
         return ", ".join(self._captions[k] for k in chosen)
 
     @property
-    def names(self) -> list[str]:
+    def categories(self) -> list[str]:
         """The names of the labels, sorted: groups or subgroups of all splits."""
         return list(self._names)
 

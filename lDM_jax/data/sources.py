@@ -4,7 +4,8 @@ A source has `len(source)`, `source[i]` (a dict of numpy values and strings, the
 every call; BadExample for one that cannot be used) and `fingerprint`, a hash of its
 content and options, by which a cache made from a source knows whether it still fits.
 It may have `conditions`, the keys of its examples besides "image", `num_classes`,
-`classes`, their names by number, and `listing`, a fingerprint that reads no picture.
+`classes` and `categories`, the names of the pictures' and the boxes' labels by number,
+and `listing`, a fingerprint that reads no picture.
 Sources are picklable and cheap to copy to a worker. What is random belongs to
 `transforms.py`.
 

@@ -57,6 +57,9 @@ class TfdsSource:
         label = features["label"] if self._keys["label"] else None
         self.classes = list(getattr(label, "names", None) or ())
         self.num_classes = getattr(label, "num_classes", None) or 0
+        objects = features["objects"] if self._keys["layout"] else None
+        kind = objects.feature["label"] if hasattr(objects, "feature") else None
+        self.categories = list(getattr(kind, "names", None) or ())
         import tensorflow_datasets as tfds
 
         pictures = ["image", self._keys["segmentation"]]
