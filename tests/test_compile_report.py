@@ -99,6 +99,13 @@ def test_a_sampler_without_a_condition_has_rows_to_draw():
     assert drawn.shape[0] == 8
 
 
+def test_help_tells_of_the_program_and_its_flags():
+    result = call("--help")
+    assert result.returncode == 0 and not result.stderr
+    for word in ("Compile training and sampling", "--topology: Chips", "--effort"):
+        assert word in result.stdout
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed"
 )

@@ -48,6 +48,7 @@ from lDM_jax.arrays import UserError
 from lDM_jax.experiment import preview_settings
 from lDM_jax.models import kernels
 from lDM_jax.models.lpips import LPIPS
+from lDM_jax.startup import show_help
 from lDM_jax.summary import codec_params
 from lDM_jax.training import autoencoder as stage1
 from lDM_jax.training import diffusion as stage2
@@ -391,6 +392,7 @@ def main(argv: Sequence[str]) -> int:
         level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
     )
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    show_help(argv, __doc__, values)
     try:
         values(list(argv))
         jax.config.update("jax_exec_time_optimization_effort", values.effort)
