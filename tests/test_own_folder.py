@@ -315,8 +315,10 @@ def test_a_layout_model_knows_its_labels_by_name(tmp_path):
         return settings("layout", path, source="folder")
 
     config = folder("cups", "cup")
-    datasets.note_classes(config, datasets.source(config, "train"))
-    assert config.data.classes == ("cup",)
+    for limit in (0, 1):
+        config.data.update(limit=limit, classes=())
+        datasets.note_classes(config, datasets.source(config, "train"))
+        assert config.data.classes == ("cup",)
     datasets.source(config, "train")  # the same names
     config.data.path = folder("cats", "cat").data.path
     with pytest.raises(UserError, match="first that differs was 'cup' and is 'cat'"):

@@ -148,6 +148,7 @@ def test_tars_become_records_and_the_rest_is_counted(tmp_path, capsys):
     assert files[0] == {"image": png(1)}
     assert files[2] == {"image": png(4), "segmentation": png(7, "L")}
     names = json.loads((out / "train-00001.json").read_text())["categories"]
+    assert RecordSource(out).categories == names
     assert names == ["cup"]
 
 

@@ -126,6 +126,11 @@ class RecordSource:
         return list(self._names.classes)
 
     @property
+    def categories(self) -> list[str]:
+        """The same of the boxes' labels."""
+        return list(self._names.categories)
+
+    @property
     def num_classes(self) -> int:
         """How many classes the labels take; 0 where the files do not say."""
         return len(self._names.classes) or self._label_count

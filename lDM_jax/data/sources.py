@@ -214,6 +214,11 @@ class First:
         return list(getattr(self._source, "classes", ()))
 
     @property
+    def categories(self) -> list[str]:
+        """The same of its boxes' labels."""
+        return list(getattr(self._source, "categories", ()))
+
+    @property
     def captions_of(self):
         """The source's function of that name, or None."""
         return getattr(self._source, "captions_of", None)
