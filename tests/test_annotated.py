@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import coco_layout_ldm8
 from lDM_jax import datasets
 from lDM_jax.data.annotated import coco, openimages
 from lDM_jax.errors import BadExample, UserError
@@ -118,6 +119,19 @@ def test_a_file_that_is_damaged_is_a_bad_example_and_notes_are_an_error(tmp_path
     (tmp_path / "annotations" / "instances_train2017.json").write_text("{")
     with pytest.raises(UserError, match="instances_train2017.json is damaged"):
         coco(tmp_path)
+
+
+def test_boxes_may_lack_the_last_kinds_that_training_had(tmp_path):
+    make_coco(tmp_path)
+    make_coco(tmp_path, "val", stuff=False)
+    config = coco_layout_ldm8.get_config("smoke").unlock()
+    config.data.update(source="coco", path=str(tmp_path))
+    datasets.note_classes(config, datasets.source(config, "train"))
+    assert config.data.classes == ("bus", "zebra", "sky")
+    assert len(datasets.source(config, "validation")) == 2
+    config.data.classes = ("bus", "zebra")
+    with pytest.raises(UserError, match="first that differs was None and is 'sky'"):
+        datasets.source(config, "train")
 
 
 def test_layout_and_captions_train_from_coco(tmp_path):
