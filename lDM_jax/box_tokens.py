@@ -79,9 +79,12 @@ class BoxTokenizer:
         column, row = (round(min(max(value, 0.0), 1.0) * last) for value in (x, y))
         return row * self.sections + column
 
-    def point(self, token: int) -> tuple[float, float]:
-        """(x, y) of a corner's token, the inverse of `corner` up to rounding."""
-        row, column = divmod(int(token), self.sections)
+    def point(self, token):
+        """(x, y) of a corner's token, the inverse of `corner` up to rounding.
+
+        Of arrays of tokens, numpy's or jax's, two arrays.
+        """
+        row, column = divmod(token, self.sections)
         return column / (self.sections - 1), row / (self.sections - 1)
 
     def layouts(self, tokens: np.ndarray) -> list[list[tuple[int, Box]]]:

@@ -321,8 +321,7 @@ def conditioner(config: ConfigDict) -> Conditioner:
     routes, encoders = ((key, encoder, field),), {encoder: ENCODERS[encoder](config)}
     if encoder == "layout" and config.get("layout", {}).get("within_boxes"):
         routes += ((key, "token_boxes", "boxes"),)
-        null = null_tokens(config)
-        encoders["token_boxes"] = TokenBoxes(config.text.vocab_size, null)
+        encoders["token_boxes"] = TokenBoxes(config.text.vocab_size)
     return Conditioner(routes=routes, encoders=encoders)
 
 

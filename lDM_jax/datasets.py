@@ -186,8 +186,9 @@ def check_classes(config: ConfigDict, source) -> None:
     """
     if config.get("task") not in LABELLED:
         return
-    count, where = num_classes(source), config.data.path or config.data.source
-    if config.task == "class" and 0 < config.num_classes < count:
+    where = config.data.path or config.data.source
+    count = num_classes(source) if config.task == "class" else 0
+    if count and 0 < config.num_classes < count:
         raise UserError(
             f"config.num_classes = {config.num_classes}, but {where} has {count} "
             "classes (0 takes as many as there are)"

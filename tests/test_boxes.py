@@ -21,11 +21,11 @@ LAYOUT = [(3, LEFT), (7, RIGHT)]
 
 
 def token_boxes(layouts, drop=None):
-    """Each token's box, and the same read by the tokenizer."""
+    """Each token's box, of layouts through the tokenizer."""
     tokenizer = BoxTokenizer(20, 300)
     tokens = tokenizer(layouts)
     drop = np.zeros(len(layouts), bool) if drop is None else drop
-    network = boxes.TokenBoxes(300, tuple(tokenizer([""])[0].tolist()))
+    network = boxes.TokenBoxes(300)
     return np.asarray(network.apply({}, jnp.asarray(tokens), jnp.asarray(drop)))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lDM_jax.data.scenes import SceneSource
 from lDM_jax.tools import inspect_data
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,12 @@ def test_conditions_are_drawn(tmp_path, capsys, task, panels):
     if task == "inpaint":  # masked pixels are a third of the picture, plus red
         top = sheet[: PANEL[0]]
         assert ((top[:, :, 0] >= 170) & (top[:, :, 1] <= 85)).mean() > 0.01
+
+
+def test_labels_of_boxes_are_named():
+    scenes = SceneSource(split="test")
+    assert inspect_data.name_of(scenes, 2, "layout") == "Flags"
+    assert inspect_data.name_of(scenes, 2) == "2"  # pictures have no label
 
 
 def test_errors_are_one_line(capsys, tmp_path):

@@ -35,7 +35,7 @@ SECTIONS = [
 LEVELS = [
     (r"lDM_jax\.(errors|image|startup)$", 0),
     (r"lDM_jax\.arrays$", 0.3),
-    (r"lDM_jax\.rng$", 0.6),
+    (r"lDM_jax\.(rng|box_tokens)$", 0.6),
     (r"lDM_jax\.models\.kernels$", 0.6),
     (r"lDM_jax\.flops$", 0.8),
     (r"lDM_jax\.schedules$", 1),
@@ -48,7 +48,7 @@ LEVELS = [
     (r"lDM_jax\.interop\.(torch_file|architectures)$", 1),
     (r"lDM_jax\.interop\.architectures_conditions$", 1.5),
     (r"lDM_jax\.interop\.architectures_(original|diffusers)$", 1.7),
-    (r"lDM_jax\.(diffusion|tokenizers|box_tokens)$", 2),
+    (r"lDM_jax\.(diffusion|tokenizers)$", 2),
     (r"lDM_jax\.data\.transforms$", 2),
     (r"lDM_jax\.data\.bad_examples$", 1),
     (r"lDM_jax\.data\.(crop|degrade|masks|metadata)$", 2.5),

@@ -7,13 +7,11 @@ training too in InstanceDiffusion (arXiv 2402.03290); Rombach et al. 2022 have n
 Owns how tokens become boxes and boxes `Cond.regions`.
 """
 
-import math
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax.numpy as jnp
 
 from lDM_jax.arrays import Array, Bool, Cond, Float, Int, typecheck
+from lDM_jax.box_tokens import BoxTokenizer
 
 OUTSIDE = 2.0  # a corner's coordinate beyond the picture, of objects that are absent
 
@@ -22,12 +20,11 @@ class TokenBoxes(nn.Module):
     """Token ids of `box_tokens` -> each token's box "b n 4", without parameters.
 
     (left, top, right, bottom) in fractions: an object's three tokens have its box, the
-    crop's two the whole picture, absent objects lie outside of it. vocab_size: as the
-    tokenizer's; null_tokens: of dropped rows.
+    crop's two the whole picture; absent objects, and all of dropped rows, lie outside
+    of it. vocab_size: as the tokenizer's.
     """
 
     vocab_size: int
-    null_tokens: Sequence[int]
 
     @nn.compact
     @typecheck
@@ -35,14 +32,12 @@ class TokenBoxes(nn.Module):
         self, tokens: Int[Array, "b n"], drop: Bool[Array, " b"], train: bool = False
     ) -> Float[Array, "b n 4"]:
         del train
-        null = jnp.asarray(self.null_tokens, jnp.int32)
-        tokens = jnp.where(drop[:, None], null, tokens)
-        b, sections = len(tokens), math.isqrt(self.vocab_size)
+        b, grid = len(tokens), BoxTokenizer(vocab_size=self.vocab_size)
         objects = tokens[:, :-2].reshape(b, -1, 3)
-        rows, columns = jnp.divmod(objects[:, :, 1:], sections)
-        corners = jnp.stack([columns, rows], axis=-1).reshape(b, -1, 4)
-        absent = objects[:, :, :1] == self.vocab_size - 1
-        boxes = jnp.where(absent, OUTSIDE, corners / (sections - 1))
+        points = grid.point(objects[:, :, 1:])
+        corners = jnp.stack(points, axis=-1).reshape(b, -1, 4)
+        absent = (objects[:, :, :1] == grid.none) | drop[:, None, None]
+        boxes = jnp.where(absent, OUTSIDE, corners)
         whole = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (b, 2, 4))
         return jnp.concatenate([jnp.repeat(boxes, 3, axis=1), whole], axis=1)
 
