@@ -1,6 +1,6 @@
 """Test session: CPU with eight fake devices, rank promotion is an error.
 
-Programs are kept for the next session, as `lDM_jax.startup.keep_programs` says.
+Programs are kept for the next session, as `lDM_jax.core.startup.keep_programs` says.
 """
 
 import os
@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"{name}={value}" for name, value in flags.items() if name not in given)]
 )
 
-from lDM_jax.startup import settle  # noqa: E402
+from lDM_jax.core.startup import settle  # noqa: E402
 
 settle()
 
@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import pytest  # noqa: E402
 
-from lDM_jax.training.checkpoint import quiet_orbax  # noqa: E402
+from lDM_jax.weights.checkpoint import quiet_orbax  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lDM_jax.startup import prepare, show_help
+from lDM_jax.core.startup import prepare, show_help
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
@@ -168,8 +168,8 @@ def parse_regions(text: str | None) -> list | None:
 
 def stored_request(path: str) -> dict:
     """The request inside a PNG of this program, or in a JSON file."""
-    from lDM_jax import image
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core import image
+    from lDM_jax.core.errors import UserError
 
     try:
         if path.endswith(".json"):
@@ -185,18 +185,18 @@ def stored_request(path: str) -> dict:
 
 def steered():
     """(model name, timeline) of a --request that was steered on its way, or None."""
-    from lDM_jax import timeline
+    from lDM_jax.sampling import edits
 
     stored = stored_request(FLAGS.request) if FLAGS.request is not None else {}
-    if not stored.keys() & set(timeline.FIELDS):
+    if not stored.keys() & set(edits.FIELDS):
         return None
     model = named_model(stored)
-    return model, timeline.from_record(stored)
+    return model, edits.from_record(stored)
 
 
 def named_model(stored: dict) -> str:
     """--model, or the model that a stored request names; taken out of the latter."""
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core.errors import UserError
 
     model = FLAGS.model or stored.get("model")
     stored.pop("model", None)
@@ -223,8 +223,8 @@ def slug(prompt: str | None) -> str:
 
 def requests():
     """(model name, requests) that the flags ask for."""
-    from lDM_jax.arrays import UserError
-    from lDM_jax.requests import Request, from_record
+    from lDM_jax.core.errors import UserError
+    from lDM_jax.sampling.request import Request, from_record
 
     if FLAGS.request is not None:
         stored = stored_request(FLAGS.request)
@@ -264,7 +264,7 @@ def requests():
 
 def output_directory() -> Path:
     """--out, created. Raises UserError if it cannot be written to."""
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core.errors import UserError
 
     out = Path(FLAGS.out)
     try:
@@ -279,7 +279,7 @@ def output_directory() -> Path:
 def load(model: str):
     """The pipeline of the flags."""
     from lDM_jax.pipeline import Pipeline
-    from lDM_jax.training.checkpoint import quiet_orbax
+    from lDM_jax.weights.checkpoint import quiet_orbax
 
     quiet_orbax()
     options = dict(guide=FLAGS.guide, classifier=FLAGS.classifier, lpips=FLAGS.lpips)
@@ -288,7 +288,7 @@ def load(model: str):
 
 def save_request(model: str, wanted: list) -> None:
     """--save_request: the request with its pixels, for --request."""
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core.errors import UserError
 
     if FLAGS.save_request is None:
         return
@@ -303,7 +303,7 @@ def draw(model: str, wanted: list) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from lDM_jax import image
+    from lDM_jax.core import image
 
     out = output_directory()
     pipe = load(model)
@@ -331,11 +331,12 @@ def draw(model: str, wanted: list) -> None:
 
 def draw_again(model: str, way) -> None:
     """A --request with the edits of its way: one PNG a seed that holds the same."""
-    from lDM_jax import image, timeline
+    from lDM_jax.core import image
+    from lDM_jax.sampling import edits
 
     out = output_directory()
     pipe = load(model)
-    for seed, pixels in zip(way.request.seeds, timeline.draw(pipe, way), strict=True):
+    for seed, pixels in zip(way.request.seeds, edits.draw(pipe, way), strict=True):
         one = dataclasses.replace(way.request, seeds=(seed,))
         record = dataclasses.replace(way, request=one).record()
         path = out / f"{seed:06d}.png"
@@ -351,7 +352,7 @@ def draw_between(pipe, wanted: list, out: Path) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from lDM_jax import image
+    from lDM_jax.core import image
 
     fields = {**vars(wanted[0])}
     prompts = [fields.pop("prompt")] + [request.prompt for request in wanted[1:]]
@@ -371,8 +372,8 @@ def draw_steps(pipe, wanted: list, out: Path) -> None:
     """--animation: the clean estimate after every step, all seeds side by side."""
     from tqdm import tqdm
 
-    from lDM_jax import image
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core import image
+    from lDM_jax.core.errors import UserError
 
     if len(wanted) != 1:
         raise UserError("--animation shows one request: give one --prompt")
@@ -392,8 +393,8 @@ def draw_many(model: str, wanted: list) -> None:
     """--num pictures of one request into --npz."""
     from tqdm import tqdm
 
-    from lDM_jax import bulk
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core.errors import UserError
+    from lDM_jax.sampling import bulk
 
     if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(wanted) != 1:
         raise UserError("--num and --npz belong together, with at most one --prompt")

@@ -19,7 +19,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lDM_jax.startup import prepare, show_help
+from lDM_jax.core.startup import prepare, show_help
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/emoji.py.")
@@ -61,7 +61,7 @@ class Output(logging.StreamHandler):
     """
 
     def handleError(self, record) -> None:  # noqa: N802  the base class's name
-        from lDM_jax.arrays import UserError
+        from lDM_jax.core.errors import UserError
 
         reason = sys.exc_info()[1]
         with contextlib.suppress(OSError):  # so that the flush at exit succeeds
@@ -86,14 +86,15 @@ def start_logging() -> None:
 
 def main(argv: list[str]) -> int:
     parse(argv)
-    from lDM_jax import datasets
-    from lDM_jax import experiment as experiment_lib
-    from lDM_jax.arrays import UserError
+    from lDM_jax.core import distributed
+    from lDM_jax.core.errors import UserError
+    from lDM_jax.core.sharding import make_mesh
     from lDM_jax.evaluation import tracking
-    from lDM_jax.summary import summary, training_flops
-    from lDM_jax.training import distributed, loop
-    from lDM_jax.training.checkpoint import quiet_orbax
-    from lDM_jax.training.sharding import make_mesh
+    from lDM_jax.from_config import datasets
+    from lDM_jax.training import experiment as experiment_lib
+    from lDM_jax.training import loop
+    from lDM_jax.training.summary import summary, training_flops
+    from lDM_jax.weights.checkpoint import quiet_orbax
 
     quiet_orbax()
     try:

@@ -33,12 +33,12 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from lDM_jax import image
-from lDM_jax.evaluation import extractors, figures, references
+from lDM_jax.core import image
+from lDM_jax.evaluation import extractors, figures, sides
 from lDM_jax.evaluation.image_sets import Folder
-from lDM_jax.interop import convert, torch_file
 from lDM_jax.models import inception
 from lDM_jax.tools import evaluate
+from lDM_jax.weights import name_maps, torch_file
 
 
 def make(args: argparse.Namespace) -> dict:
@@ -64,13 +64,13 @@ def memory(args: argparse.Namespace) -> dict:
     extractor, begin = wide() if args.wide else extractors.load_emoji(), time.time()
     folder = Path(args.folder)
     work = folder.with_name(f"{folder.name}.{extractor.name}")
-    side = references.open_side(folder, extractor, work)
+    side = sides.open_side(folder, extractor, work)
     made, reference = time.time(), side
     if args.wide:
         file = work.with_suffix(".npz")
         if not file.exists():
-            references.save(file, side, Folder(folder))
-        reference = references.open_side(file, extractor, work)
+            sides.save(file, side, Folder(folder))
+        reference = sides.open_side(file, extractor, work)
     begun = time.time()
     report = figures.measure(side, reference, extractor, replicates=args.bootstrap)
     return {
@@ -116,7 +116,7 @@ def speed(args: argparse.Namespace) -> dict:
         )
         extractor.features(Folder(root / "png").read(range(extractor.batch_images)))
         begin = time.time()
-        ours = references.open_side(root / "png", extractor, root / "features")
+        ours = sides.open_side(root / "png", extractor, root / "features")
         secs = time.time() - begin
         result = {
             "num": args.num,
@@ -141,7 +141,7 @@ def store(path: Path) -> None:
         if place[-1] == "kernel":
             layout = "conv" if len(shape) == 4 else "linear"
         name = ".".join([*place[:-1], place[-1].replace("kernel", "weight")])
-        array = convert.to_layout(values.astype(np.float32), layout)
+        array = name_maps.to_layout(values.astype(np.float32), layout)
         arrays[name] = np.ascontiguousarray(array)
     arrays["fc.bias"] = np.zeros(inception.CLASSES, np.float32)
     save_file(arrays, path)

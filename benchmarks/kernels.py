@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.scaling import milliseconds
-from lDM_jax.models import kernels, layers
-from lDM_jax.startup import FUSIONS, spread_convolutions
+from lDM_jax.core.startup import FUSIONS, spread_convolutions
+from lDM_jax.models import cpu_kernels, layers
 
 CONVOLUTIONS = (
     (1, 8, 8, 896, 896),
@@ -80,7 +80,7 @@ def spread(function, operands, repeats: int) -> dict:
         what = ways(function)[way]
         return milliseconds(what, operands, repeats, compiler_options=options)
 
-    with kernels.plain():
+    with cpu_kernels.plain():
         return beside(timed, lambda way: timed(way, ynnpack))
 
 
@@ -93,7 +93,7 @@ def both(function, operands, repeats: int) -> dict:
         return milliseconds(lambda *operands: what(*operands), operands, repeats)
 
     def theirs(way: str):
-        with kernels.plain():
+        with cpu_kernels.plain():
             return timed(way)
 
     return beside(timed, theirs)

@@ -19,16 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lDM_jax import build, tasks
-from lDM_jax.config_file import read_config
+from lDM_jax.from_config import networks
+from lDM_jax.from_config.config_file import read_config
+from lDM_jax.tasks import task as task_lib
+from lDM_jax.training import build
 from lDM_jax.training import diffusion as stage2
 
 
 def first_stage(config):
     """(codec, params): those of config.first_stage.path, else drawn."""
     if config.first_stage.path:
-        return build.first_stage(config)
-    codec = build.abstract_codec(config)
+        return networks.first_stage(config)
+    codec = networks.abstract_codec(config)
     x = jnp.zeros((1, 64, 64, 3))
     return codec, jax.jit(codec.autoencoder.init)(jax.random.key(0), x)
 
@@ -36,9 +38,9 @@ def first_stage(config):
 def batches(config, codec, rows: int) -> dict[str, dict]:
     """The same conditions with pictures and with moments."""
     rng, size = np.random.default_rng(0), config.data.size_px
-    task = tasks.get_task(config.task)
-    shapes = tasks.example_shapes(
-        task, build.tokenizer(config), rows=rows, size_px=size, factor=codec.factor
+    task = task_lib.get_task(config.task)
+    shapes = task_lib.example_shapes(
+        task, networks.tokenizer(config), rows=rows, size_px=size, factor=codec.factor
     )
     conditions = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
     height, width, channels = codec.latent_shape(size, size)
@@ -55,14 +57,14 @@ def seconds(config, codec, params, batch: dict, steps: int) -> float:
     """Mean time of an update."""
     size = config.data.size_px
     stage = stage2.make_stage(
-        build.model(config, codec),
+        networks.model(config, codec),
         build.optimizer(config),
         example_batch=batch,
         latent_shape=codec.latent_shape(size, size),
         ema_decay=config.train.ema_decay,
         **config.loss,
     )
-    frozen = build.frozen(config, params)
+    frozen = networks.frozen(config, params)
     update = jax.jit(stage.step, donate_argnums=0)
     state = jax.jit(stage.init)(jax.random.key(0))
     state, scalars = update(state, frozen, batch, jax.random.key(0))

@@ -20,18 +20,13 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from lDM_jax import experiment as experiment_lib
-from lDM_jax import rng
+from lDM_jax.core import rng
+from lDM_jax.core.sharding import make_mesh, put_batch, put_replicated, state_sharding
+from lDM_jax.training import experiment as experiment_lib
 from lDM_jax.training import loop
-from lDM_jax.training.checkpoint import quiet_orbax
-from lDM_jax.training.guard import Guard, jit_update
 from lDM_jax.training.recorder import Recorder
-from lDM_jax.training.sharding import (
-    make_mesh,
-    put_batch,
-    put_replicated,
-    state_sharding,
-)
+from lDM_jax.training.update_guard import Guard, jit_update
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", "configs/emoji.py", "Config file.")

@@ -14,7 +14,7 @@ counted. A line has both medians over the turns' own, of one step in training, t
 ratio (above 1: ours is faster), and that of the least times, which a machine shared
 with others disturbs less. `--compile` puts PyTorch's networks through torch.compile. On
 a CUDA GPU both run there, `--bf16` in bfloat16. On Linux both have huge pages
-(`lDM_jax/startup.py`) unless GLIBC_TUNABLES is set.
+(`lDM_jax/core/startup.py`) unless GLIBC_TUNABLES is set.
 """
 
 import argparse
@@ -33,11 +33,14 @@ import numpy as np
 import optax
 import torch
 
-from lDM_jax import build, samplers
-from lDM_jax.arrays import Cond
-from lDM_jax.guidance import classifier_free
-from lDM_jax.interop import architectures, architectures_diffusers, convert, names
-from lDM_jax.startup import prepare
+from lDM_jax.core.arrays import Cond
+from lDM_jax.core.startup import prepare
+from lDM_jax.diffusion import samplers
+from lDM_jax.diffusion.guidance import classifier_free
+from lDM_jax.from_config import networks
+from lDM_jax.interop import first_stage_settings, names
+from lDM_jax.interop.diffusers import settings as diffusers_settings
+from lDM_jax.weights import name_maps
 
 # the config, its first stage, pictures and training steps of a run
 CONFIGS = {
@@ -63,11 +66,11 @@ class Case:
         dtype = "bfloat16" if options.bf16 else "float32"
         self.config.unet.dtype = dtype
         autoencoder = load(first_stage).autoencoder.to_dict()
-        self.stage = build.autoencoder({**autoencoder, "dtype": dtype})
+        self.stage = networks.autoencoder({**autoencoder, "dtype": dtype})
         self.stage_torch, self.stage_params = self._first_stage(autoencoder)
         channels = self.stage.latent_channels
         self.side = self.config.data.size_px // self.stage.factor
-        self.unet = build.unet(self.config.unet, out_channels=channels)
+        self.unet = networks.unet(self.config.unet, out_channels=channels)
         self.unet_torch, self.params = self._unet(channels)
         rng = np.random.default_rng(0)
         self.z = rng.standard_normal((self.batch, self.side, self.side, channels))
@@ -78,7 +81,7 @@ class Case:
             self.context = rng.standard_normal((self.batch, *tokens))
 
     def _unet(self, channels: int):
-        plain = architectures_diffusers.to_unet(
+        plain = diffusers_settings.to_unet(
             self.config.unet.to_dict(),
             in_channels=channels,
             out_channels=channels,
@@ -90,7 +93,9 @@ class Case:
 
     def _first_stage(self, section: dict):
         size = self.config.data.size_px
-        plain = architectures.to_diffusers_first_stage(section, scale=1.0, size_px=size)
+        plain = first_stage_settings.to_diffusers_first_stage(
+            section, scale=1.0, size_px=size
+        )
         network = made(plain)
         table = names.diffusers_autoencoder_names(self.stage)
         return self._on_device(network), converted(network, table)
@@ -133,7 +138,7 @@ def made(plain: dict):
 def converted(network, table) -> dict:
     """Our parameters of the same weights."""
     state = {k: v.detach().numpy() for k, v in network.state_dict().items()}
-    return jax.device_put(convert.from_original(state, table))
+    return jax.device_put(name_maps.from_original(state, table))
 
 
 def tensor(x, device) -> torch.Tensor:
@@ -231,7 +236,7 @@ def sampling(case: Case) -> tuple[Callable, Callable]:
     steps, rows = case.options.steps, case.options.rows
     z_T = np.random.default_rng(2).standard_normal((rows, *case.z.shape[1:]))  # noqa: N806
     section = {**case.config.process, "kind": "discrete"}
-    process = build.make_process(**section)
+    process = networks.make_process(**section)
     grid, cond = process.grid(steps), case.cond(rows)
 
     @jax.jit
@@ -250,7 +255,7 @@ def sampling(case: Case) -> tuple[Callable, Callable]:
         z = jnp.asarray(z_T, jnp.float32)
         jax.block_until_ready(trajectory(case.params, z, cond))
 
-    settings = architectures_diffusers.to_scheduler(section)
+    settings = diffusers_settings.to_scheduler(section)
     scheduler = diffusers.DDIMScheduler.from_config(settings)
 
     @torch.no_grad()

@@ -20,9 +20,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from lDM_jax import build, config_file, flops
-from lDM_jax.arrays import Cond
-from lDM_jax.startup import prepare
+from lDM_jax.core.arrays import Cond
+from lDM_jax.core.startup import prepare
+from lDM_jax.from_config import config_file, networks
+from lDM_jax.training import flops
 
 
 def milliseconds(function, operands, repeats: int, **options) -> float:
@@ -38,7 +39,7 @@ def milliseconds(function, operands, repeats: int, **options) -> float:
 
 def measured(section: dict, channels: int, batch: int, side: int, repeats: int) -> dict:
     """Times and operations of one size."""
-    unet = build.unet(section, out_channels=channels)
+    unet = networks.unet(section, out_channels=channels)
     z = jnp.ones((batch, side, side, channels), jnp.float32)
     t = jnp.zeros(batch, jnp.int32)
     width = section["context_width"]

@@ -7,7 +7,7 @@ A line of JSON: medians of the seconds that `import lDM_jax.pipeline` takes (and
 jax` alone, which is most of it), that `python sample.py --model=emoji --prompt="red
 heart" --seeds=0` takes when nothing was compiled before ("cold", one run), and again
 ("warm"). Each is a process of its own; the last two are timed from their start to their
-end. The cache of programs (`lDM_jax/startup.py`) is an empty folder of this run's.
+end. The cache of programs (`lDM_jax/core/startup.py`) is an empty folder of this run's.
 """
 
 import argparse

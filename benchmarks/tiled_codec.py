@@ -47,15 +47,15 @@ def first_stage(args):
     from ml_collections import ConfigDict
 
     from configs import first_stages
-    from lDM_jax import build
-    from lDM_jax.codec import Codec
+    from lDM_jax.diffusion.codec import Codec
+    from lDM_jax.from_config import networks
 
     if args.trained:
-        return build.first_stage(
+        return networks.first_stage(
             ConfigDict({"first_stage": {"path": "emoji_kl_f8", "scale": 0.0}})
         )
     section = first_stages.network("vq_f4_noattn", width=args.width)
-    network = build.autoencoder(section)
+    network = networks.autoencoder(section)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     rng = np.random.default_rng(0)
 
@@ -75,7 +75,7 @@ def measure(args) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from lDM_jax import tiling
+    from lDM_jax.diffusion import tiling
 
     codec, params = first_stage(args)
     x = picture(args.height_px, args.width_px)

@@ -1,7 +1,7 @@
 """What all configs share: defaults of both stages, and the `:smoke` size.
 
-A section is exactly the keyword arguments of a constructor (see lDM_jax/build.py).
-Configs are locked: an unknown key raises.
+A section is exactly the keyword arguments of a constructor (see
+lDM_jax/from_config/networks.py). Configs are locked: an unknown key raises.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lDM_jax import image  # noqa: E402
+from lDM_jax.core import image  # noqa: E402
 from lDM_jax.pipeline import Pipeline  # noqa: E402
 
 PROMPTS = (

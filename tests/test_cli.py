@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lDM_jax.training.checkpoint import load_state
+from lDM_jax.weights.checkpoint import load_state
 from tests.programs import ROOT, environment
 
 

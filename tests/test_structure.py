@@ -1,7 +1,6 @@
-"""The tree keeps its shape: import levels, one door a library, no prints, no debris."""
+"""The tree keeps its shape: nine floors, one door a library, no prints, no debris."""
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -30,102 +29,33 @@ SECTIONS = [
     "Licence and sources",
 ]
 
-# A module may import only from strictly lower levels (or its own folder's level mates
-# listed in SIDEWAYS). First match wins.
-LEVELS = [
-    (r"lDM_jax\.(errors|image|startup)$", 0),
-    (r"lDM_jax\.arrays$", 0.3),
-    (r"lDM_jax\.(rng|box_tokens)$", 0.6),
-    (r"lDM_jax\.models\.kernels$", 0.6),
-    (r"lDM_jax\.flops$", 0.8),
-    (r"lDM_jax\.schedules$", 1),
-    (r"lDM_jax\.(interop\.convert|downloads)$", 1),
-    (r"lDM_jax\.models\.(boxes|layers)$", 1),
-    (r"lDM_jax\.models\.(clip|lpips)$", 1.5),
-    (r"lDM_jax\.models(\..*)?$", 2),
-    (r"lDM_jax\.interop\.torch_pickle$", 0),
-    (r"lDM_jax\.interop\.checked$", 0.5),
-    (r"lDM_jax\.interop\.(torch_file|architectures)$", 1),
-    (r"lDM_jax\.interop\.architectures_conditions$", 1.5),
-    (r"lDM_jax\.interop\.architectures_(original|diffusers)$", 1.7),
-    (r"lDM_jax\.(diffusion|tokenizers)$", 2),
-    (r"lDM_jax\.data\.transforms$", 2),
-    (r"lDM_jax\.data\.bad_examples$", 1),
-    (r"lDM_jax\.data\.(crop|degrade|masks|metadata)$", 2.5),
-    (r"lDM_jax\.data\.sources$", 3.3),
-    (r"lDM_jax\.data\.(folder|scenes)$", 3.6),
-    (r"lDM_jax\.(guidance|samplers|codec|losses)$", 3),
-    (r"lDM_jax\.tiling$", 3.5),
-    (r"lDM_jax\.(pictures|windows|scores|preview)$", 3.8),
-    (r"lDM_jax\.(requests|weights)$", 4),
-    (r"lDM_jax\.tasks$", 4.5),
-    (r"lDM_jax\.data(\..*)?$", 4),
-    (r"lDM_jax\.metrics\.(statistics|recognition)$", 3.9),
-    (r"lDM_jax\.metrics(\..*)?$", 4),
-    (r"lDM_jax\.perceptual$", 5),
-    (r"lDM_jax\.training\.(accumulation|distributed|optim|sharding|state)$", 5),
-    (r"lDM_jax\.training\.(adversary|charts|codebook|health)$", 5),
-    (r"lDM_jax\.training\.(checkpoint|guard|workdir)$", 5.5),
-    (r"lDM_jax\.training\.(posthoc|report|wandb_log)$", 5.6),
-    (r"lDM_jax\.training\.recorder$", 5.7),
-    (r"lDM_jax\.training\.(autoencoder|classifier|diffusion)$", 6),
-    (r"lDM_jax\.trajectory$", 6.5),
-    (r"lDM_jax\.(build|interop\.names(_text)?)$", 7),
-    (r"lDM_jax\.datasets$", 7.1),
-    (r"lDM_jax\.config_file$", 7.2),
-    (r"lDM_jax\.latents$", 7.2),
-    (r"lDM_jax\.(experiment|training\.loop)$", 7.5),
-    (r"lDM_jax\.interop\.conversion$", 7.6),
-    (r"lDM_jax\.interop\.from_original$", 7.7),
-    (r"lDM_jax\.interop\.(from_diffusers|export_(diffusers|original))$", 7.8),
-    (r"lDM_jax\.trained$", 7.5),
-    (r"lDM_jax\.planner$", 7.8),
-    (r"lDM_jax\.(pipeline|summary)$", 8),
-    (r"lDM_jax\.bulk$", 8.5),
-    (r"lDM_jax\.evaluation$", 8.6),
-    (r"lDM_jax\.evaluation\.(extractors|image_sets)$", 8.61),
-    (r"lDM_jax\.evaluation\.features$", 8.62),
-    (r"lDM_jax\.evaluation\.references$", 8.63),
-    (r"lDM_jax\.evaluation\.figures$", 8.64),
-    (r"lDM_jax\.evaluation\.options$", 8.65),
-    (r"lDM_jax\.evaluation\.(compare|prompts|reference)$", 8.66),
-    (r"lDM_jax\.evaluation\.generate$", 8.67),
-    (r"lDM_jax\.evaluation\.tracking$", 8.68),
-    (r"lDM_jax\.evaluation(\..*)?$", 8.7),
-    (r"lDM_jax\.timeline$", 8.1),
-    (r"lDM_jax\.studio\.turns$", 0),
-    (r"lDM_jax\.studio\.(limits|run)$", 8.2),
-    (r"lDM_jax\.studio\.(session|tabs|guard)$", 8.3),
-    (r"lDM_jax\.studio\.conduct$", 8.4),
-    (r"lDM_jax\.studio\.(again|fragments)$", 8.5),
-    (r"lDM_jax\.studio\.files$", 8.6),
-    (r"lDM_jax\.tools\.studio_layout$", 8.9),
-    (r"lDM_jax\.tools\.studio_wiring$", 8.9),
-    (r"lDM_jax\.tools\.studio_inputs$", 8.93),
-    (r"lDM_jax\.tools\.studio_events$", 8.96),
-    (r"lDM_jax\.tools(\..*)?$", 9),
-    (r"lDM_jax(\.(training|interop|studio))?$", -1),
+# Imports go strictly downward; rooms of one floor do not import each other.
+FLOORS = [
+    {"core"},
+    {"data"},
+    {"models"},
+    {"diffusion", "weights"},
+    {"tasks"},
+    {"from_config"},
+    {"sampling", "training", "interop"},
+    {"evaluation", "studio"},
+    {"tools"},
 ]
-SIDEWAYS = {
-    ("lDM_jax.models.conditioners", "lDM_jax.models.text"),
-    ("lDM_jax.models.classifier", "lDM_jax.models.unet"),
-    ("lDM_jax.metrics.objects", "lDM_jax.metrics.recognition"),
-    ("lDM_jax.build", "lDM_jax.training.checkpoint"),
-}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
-    "orbax": {"lDM_jax/training/checkpoint.py"},
-    "PIL": {"lDM_jax/image.py"},
+    "orbax": {"lDM_jax/weights/checkpoint.py"},
+    "PIL": {"lDM_jax/core/image.py"},
     "grain": {"lDM_jax/data/pipeline.py"},
-    "safetensors": {"lDM_jax/weights.py"},
+    "safetensors": {"lDM_jax/weights/directory.py"},
     "torch": set(),
     "yaml": {"lDM_jax/tools/convert.py"},
     "gradio": {
-        f"lDM_jax/tools/studio_{part}.py"
+        f"lDM_jax/studio/page/{part}.py"
         for part in ("layout", "wiring", "inputs", "events")
     },
     "tensorboardX": {"lDM_jax/training/recorder.py"},
     "wandb": {"lDM_jax/training/wandb_log.py"},
-    "matplotlib": {"lDM_jax/evaluation/sweep.py"},
+    "matplotlib": {"lDM_jax/evaluation/commands/sweep.py"},
     "fontTools": {"lDM_jax/tools/make_emoji.py"},
 }
 BANNED_NAMES = {"utils.py", "helpers.py", "base.py", "misc.py"}
@@ -152,22 +82,46 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def level(module: str) -> int:
-    for pattern, number in LEVELS:
-        if re.match(pattern, module):
-            return number
-    raise AssertionError(f"{module} has no level: add it to LEVELS")
+def room_of(module: str) -> str:
+    """The room of a module of the package; "" for the package and its public door."""
+    parts = module.split(".")
+    return "" if module in ("lDM_jax", "lDM_jax.pipeline") else parts[1]
+
+
+def test_every_room_has_a_floor_and_its_tests():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert folders - {"assets", "__pycache__"} == FLOOR.keys()
+    for folder in (ROOT / "tests").iterdir():
+        if any(folder.glob("test_*.py")):
+            assert folder.name in FLOOR, f"{folder} mirrors no room"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_strictly_downward(path):
     name = module_name(path)
+    own = room_of(name)
     for target in imports(path):
-        if target.split(".")[0] != "lDM_jax" or (name, target) in SIDEWAYS:
+        if target.split(".")[0] != "lDM_jax" or target == "lDM_jax":
             continue
-        if target == "lDM_jax":
-            continue
-        assert level(target) < level(name), f"{name} imports {target}"
+        room = room_of(target)
+        assert room or not own, f"{name} imports the door {target}"
+        if own and room != own:
+            assert FLOOR[room] < FLOOR[own], f"{name} imports {target}"
+
+
+def test_no_circles_within_a_room():
+    graph = {module_name(path): imports(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for target in sorted(graph[name] & graph.keys() - {name}):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

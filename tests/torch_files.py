@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lDM_jax.errors import UserError
-from lDM_jax.interop import torch_file
+from lDM_jax.core.errors import UserError
+from lDM_jax.weights import torch_file
 from tests.reference import rule
 
 FOLDER = rule.FOLDER / "torch"

@@ -13,8 +13,8 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from lDM_jax import bulk
 from lDM_jax.evaluation import features
+from lDM_jax.sampling import bulk
 from lDM_jax.tools import evaluate
 
 

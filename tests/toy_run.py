@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax.arrays import UserError
-from lDM_jax.training import distributed, loop
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.core import distributed
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.sharding import make_mesh
+from lDM_jax.training import loop
 from lDM_jax.training.optim import make_optimizer
-from lDM_jax.training.sharding import make_mesh
 from lDM_jax.training.state import (
     Averages,
     Stage,
@@ -32,6 +32,7 @@ from lDM_jax.training.state import (
     apply_gradients,
     with_profiles,
 )
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 WIDTH = 6
 

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.folder import check_folder
 from lDM_jax.data.sources import SPLITS
-from lDM_jax.errors import BadExample, UserError
 
 COCO_HELP = (
     "give a folder with train2017/, val2017/ and annotations/ of cocodataset.org"

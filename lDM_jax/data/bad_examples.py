@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from lDM_jax.errors import UserError
+from lDM_jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

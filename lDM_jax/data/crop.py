@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lDM_jax import image
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import Example
-from lDM_jax.errors import UserError
 
 KINDS = ("center", "random")
 FILTERS = ("linear", *image.RESAMPLING)

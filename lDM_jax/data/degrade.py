@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lDM_jax import image
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import SPATIAL_KEYS, Example
-from lDM_jax.errors import UserError
 
 RESIZES = ("linear", "cubic", "area")
 SHRINK_KERNEL_PX = 25

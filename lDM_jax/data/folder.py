@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
-from lDM_jax.errors import BadExample, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 METADATA = "metadata.jsonl"

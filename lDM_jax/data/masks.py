@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import Example
-from lDM_jax.errors import UserError
 
 PUBLISHED_SIDE_PX = 256
 LARGEST_SHARE = 0.5

@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lDM_jax import image
+from lDM_jax.core import image
+from lDM_jax.core.errors import BadExample
 from lDM_jax.data.transforms import Example
-from lDM_jax.errors import BadExample
 
 CAPTIONS = ("caption", "text")
 MAPS = ("segmentation", "mask")

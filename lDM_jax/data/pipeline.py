@@ -25,9 +25,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.transforms import Example, Transform
-from lDM_jax.errors import BadExample, UserError
 
 PREFETCH_BATCHES = 2
 READ_THREADS = min(4, os.cpu_count() or 1)

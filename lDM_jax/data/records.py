@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.folder import check_folder
 from lDM_jax.data.sources import SPLITS
-from lDM_jax.errors import BadExample, UserError
 
 SUFFIX = ".array_record"
 LENGTH = struct.Struct("<I")

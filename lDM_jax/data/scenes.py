@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lDM_jax import image
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import SPLITS, EmojiSource
-from lDM_jax.errors import UserError
 
 LABELS = ("groups", "subgroups")
 BACKGROUNDS = ("light", "white")

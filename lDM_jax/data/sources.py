@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from lDM_jax import image
-from lDM_jax.errors import UserError
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import ASSETS
 
-EMOJI = Path(__file__).parent.parent / "assets" / "emoji.array_record"
+EMOJI = ASSETS / "emoji.array_record"
 SPLITS = ("train", "validation", "test")
 
 

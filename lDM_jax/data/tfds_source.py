@@ -15,9 +15,9 @@ import hashlib
 import os
 from functools import partial
 
+from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
-from lDM_jax.errors import BadExample, UserError
 
 # What a split is made of where the data set does not have it.
 FALLBACK = {"validation": ("test", "val"), "test": ("validation", "val")}

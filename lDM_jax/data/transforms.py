@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lDM_jax import image
-from lDM_jax.errors import BadExample, UserError
+from lDM_jax.core import image
+from lDM_jax.core.errors import BadExample, UserError
 
 Example = dict
 Transform = Callable[[Example, np.random.Generator], Example]

@@ -29,16 +29,19 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lDM_jax import perceptual, weights
-from lDM_jax.arrays import Array, UserError
-from lDM_jax.downloads import fetch
-from lDM_jax.interop import convert, names_text, torch_file
-from lDM_jax.metrics import resize
+from lDM_jax.core.arrays import Array
+from lDM_jax.core.errors import UserError
+from lDM_jax.data.tokenizers import ClipTokenizer
+from lDM_jax.evaluation.metrics import resize
+from lDM_jax.interop import names_text
 from lDM_jax.models import emoji_features, inception, vgg16, vit
-from lDM_jax.models.clip import ClipText
-from lDM_jax.tokenizers import ClipTokenizer
+from lDM_jax.models.clip_text import ClipText
+from lDM_jax.weights import directory as weights_directory
+from lDM_jax.weights import lpips as lpips_weights
+from lDM_jax.weights import name_maps, torch_file
+from lDM_jax.weights.downloads import fetch
 
-EMOJI_WEIGHTS = weights.ASSETS / "emoji_features.safetensors"
+EMOJI_WEIGHTS = weights_directory.ASSETS / "emoji_features.safetensors"
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
@@ -157,7 +160,7 @@ def load_emoji(path: str = "") -> Extractor:
     size = emoji_features.SIZE_PX
     x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
-    weights.check_cover(tree, shapes, what=str(path))
+    weights_directory.check_cover(tree, shapes, what=str(path))
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
         return network.apply(variables, x / 127.5 - 1.0)
@@ -195,16 +198,16 @@ def read_inception(path: str | os.PathLike) -> dict:
     """The variables of `Inception()`, f32. UserError for another network's file."""
     stored = torch_file.read(path)
     kept = {k: stored[k] for k in stored if not k.endswith("num_batches_tracked")}
-    names = {"fc.bias": convert.Entry(None, "same", (inception.CLASSES,))}
+    names = {"fc.bias": name_maps.Entry(None, "same", (inception.CLASSES,))}
     for place, shape in inception.inception_shapes().items():
         layout = "same"
         if place[-1] == "kernel":
             layout = "conv" if len(shape) == 4 else "linear"
-        foreign = convert.to_layout(np.broadcast_to(np.False_, shape), layout).shape
+        foreign = name_maps.to_layout(np.broadcast_to(np.False_, shape), layout).shape
         name = ".".join([*place[:-1], place[-1].replace("kernel", "weight")])
-        names[name] = convert.Entry(place, layout, foreign, shape)
+        names[name] = name_maps.Entry(place, layout, foreign, shape)
     try:
-        return convert.from_original(kept, names)
+        return name_maps.from_original(kept, names)
     except UserError as error:
         raise UserError(f"{path} is not the InceptionV3 of FID: {error}") from None
 
@@ -212,8 +215,8 @@ def read_inception(path: str | os.PathLike) -> dict:
 def load_vgg(path: str = "") -> Extractor:
     """VGG16 from torchvision's file."""
     if not path:
-        options = dict(sha256_prefix=perceptual.VGG16_SHA256, otherwise=WITHOUT)
-        path = fetch(perceptual.VGG16_URL, **options)
+        options = dict(sha256_prefix=lpips_weights.VGG16_SHA256, otherwise=WITHOUT)
+        path = fetch(lpips_weights.VGG16_URL, **options)
     network = vgg16.VGG16()
     size = vgg16.SIZE_PX
     x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -221,9 +224,9 @@ def load_vgg(path: str = "") -> Extractor:
     def translate(modules: tuple[str, ...]) -> tuple[str, str]:
         return modules[0].replace("_", "."), "linear"
 
-    names = convert.make_names(network, (x,), translate)
+    names = name_maps.make_names(network, (x,), translate)
     try:
-        variables = convert.from_original(
+        variables = name_maps.from_original(
             torch_file.read(path), names, ignored=("classifier.6.",)
         )
     except UserError as error:
@@ -339,7 +342,7 @@ def text_tower(path: str, stored: dict) -> Callable[[Sequence[str]], np.ndarray]
     found.pop("text_model.embeddings.position_ids", None)
     names = names_text.clip_names(network)
     try:
-        variables = convert.from_original(found, names)
+        variables = name_maps.from_original(found, names)
     except UserError as error:
         raise UserError(f"{path} has no text tower of CLIP: {error}") from None
     tokenizer = ClipTokenizer(max_length=length)
@@ -376,17 +379,17 @@ def of_vit(
     name: str,
     path: str,
     network: vit.ViT,
-    translate: convert.Translate,
+    translate: name_maps.Translate,
     found: dict[str, np.ndarray],
 ) -> Extractor:
     """The extractor of a vision transformer."""
     side = network.side_px
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    names = convert.make_names(network, (x,), translate)
+    names = name_maps.make_names(network, (x,), translate)
     if name == "clip":
-        names = convert.split_qkv(names, "{}_proj", lambda width: 1)
+        names = name_maps.split_qkv(names, "{}_proj", lambda width: 1)
     try:
-        variables = convert.from_original(found, names)
+        variables = name_maps.from_original(found, names)
     except UserError as error:
         raise UserError(f"{path} is not {name}: {error}") from None
     numbers = CLIP_COLOURS if name == "clip" else (vgg16.MEAN, vgg16.DEVIATION)

@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lDM_jax.arrays import UserError
+from lDM_jax.core.distributed import together
+from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.image_sets import ImageSet, digest
-from lDM_jax.metrics.statistics import Gaussian, Moments
-from lDM_jax.training.distributed import together
+from lDM_jax.evaluation.metrics.statistics import Gaussian, Moments
 
 PART = 256
 BLOCK = 2048

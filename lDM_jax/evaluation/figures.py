@@ -20,12 +20,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lDM_jax.arrays import UserError
+from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation.extractors import Extractor
-from lDM_jax.evaluation.references import Side, check_same
-from lDM_jax.metrics import bootstrap, inception_score, kernels, manifolds
-from lDM_jax.metrics.bootstrap import Figure
-from lDM_jax.metrics.frechet import FrechetDistance
+from lDM_jax.evaluation.metrics import (
+    bootstrap,
+    inception_score,
+    kernel_distances,
+    manifolds,
+)
+from lDM_jax.evaluation.metrics.bootstrap import Figure
+from lDM_jax.evaluation.metrics.frechet import FrechetDistance
+from lDM_jax.evaluation.sides import Side, check_same
 
 KINDS = ("frechet", "spatial", "score", "kernel", "manifold")
 ENOUGH_IMAGES = 10_000
@@ -185,10 +190,12 @@ def kernel(report: Report, samples: Side, reference: Side, extractor, drawn) -> 
     name = name_of("kernel", extractor)
     if name == "cmmd":
         weights = samples.bank.in_picture_order(drawn)
-        value, found = kernels.cmmd(samples.bank.blocks, reference.bank.blocks, weights)
+        value, found = kernel_distances.cmmd(
+            samples.bank.blocks, reference.bank.blocks, weights
+        )
         report.figures[name] = bootstrap.figure(value, found)
         return
-    value, std, found = kernels.kid(
+    value, std, found = kernel_distances.kid(
         samples.bank.rows, reference.bank.rows, counts=counts, drawn=drawn
     )
     report.figures[name] = bootstrap.figure(value, found)

@@ -18,10 +18,11 @@ from typing import Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import datasets, image
-from lDM_jax.arrays import UserError
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.pipeline import example_rng
 from lDM_jax.data.transforms import on_white
+from lDM_jax.from_config import datasets
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 LOSSY = (".jpg", ".jpeg", ".webp")

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lDM_jax import image
-from lDM_jax.arrays import UserError
+from lDM_jax.core import image
+from lDM_jax.core.distributed import is_first
+from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
 from lDM_jax.evaluation.figures import KINDS, Report
-from lDM_jax.training.distributed import is_first
 
 INCEPTION = "inception"
 

@@ -17,11 +17,12 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from lDM_jax import build
-from lDM_jax.arrays import UserError
-from lDM_jax.evaluation import generate, options
-from lDM_jax.pipeline import Pipeline
-from lDM_jax.training.distributed import is_first, whole
+from lDM_jax.core.distributed import is_first, whole
+from lDM_jax.core.errors import UserError
+from lDM_jax.evaluation import options
+from lDM_jax.evaluation.commands import generate
+from lDM_jax.from_config import networks
+from lDM_jax.sampling.pipeline import Pipeline
 
 FOLDER = "tracking"
 EMBEDDED = ("emoji", "scenes")
@@ -52,8 +53,8 @@ def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
     args.num, args.work, args.bootstrap = train.fd_images, str(work), 0
     args.batch = 16 * jax.local_device_count()
     extractors = options.extractors(args)
-    codec, _ = build.first_stage(config)
-    model = build.model(config, codec)
+    codec, _ = networks.first_stage(config)
+    model = networks.model(config, codec)
     held: list[Pipeline] = []
 
     def judge(ema: Any, step: int) -> dict[str, float]:

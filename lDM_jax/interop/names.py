@@ -17,10 +17,10 @@ Reading order: inputs that make the maps, the original program, diffusers.
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Cond
-from lDM_jax.interop.convert import Names, Path, make_names, split_qkv
+from lDM_jax.core.arrays import Cond
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.unet import UNet
+from lDM_jax.weights.name_maps import Names, Path, make_names, split_qkv
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

@@ -15,9 +15,16 @@ Reading order: inputs that make the maps, the paper's encoder, CLIP.
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.interop.convert import Entry, Names, Path, Translate, make_names, split_qkv
-from lDM_jax.models.clip import ClipText
-from lDM_jax.models.text import TextTransformer
+from lDM_jax.models.bert_text import TextTransformer
+from lDM_jax.models.clip_text import ClipText
+from lDM_jax.weights.name_maps import (
+    Entry,
+    Names,
+    Path,
+    Translate,
+    make_names,
+    split_qkv,
+)
 
 SD1_PREFIX = "cond_stage_model.transformer."
 SD2_PREFIX = "cond_stage_model.model."

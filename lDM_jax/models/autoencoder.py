@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, Int, Key, typecheck
+from lDM_jax.core.arrays import Array, Float, Int, Key, typecheck
 from lDM_jax.models.layers import (
     FIRST_STAGE_EPS,
     Downsample,

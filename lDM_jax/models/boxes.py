@@ -10,8 +10,8 @@ Owns how tokens become boxes and boxes `Cond.regions`.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Bool, Cond, Float, Int, typecheck
-from lDM_jax.box_tokens import BoxTokenizer
+from lDM_jax.core.arrays import Array, Bool, Cond, Float, Int, typecheck
+from lDM_jax.data.box_tokens import BoxTokenizer
 
 OUTSIDE = 2.0  # a corner's coordinate beyond the picture, of objects that are absent
 

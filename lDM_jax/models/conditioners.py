@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from lDM_jax.arrays import Array, Batch, Bool, Cond, Float, Int, typecheck
+from lDM_jax.core.arrays import Array, Batch, Bool, Cond, Float, Int, typecheck
+from lDM_jax.models.bert_text import TextTransformer
 from lDM_jax.models.layers import average2
-from lDM_jax.models.text import TextTransformer
 
 
 class TextConditioner(nn.Module):

@@ -8,7 +8,8 @@ section 3.2.2, in the form that Esser et al. 2021 and Rombach et al. 2022 train.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, UserError, typecheck
+from lDM_jax.core.arrays import Array, Float, typecheck
+from lDM_jax.core.errors import UserError
 from lDM_jax.models.layers import GroupNorm
 
 NORMS = ("batch", "group")

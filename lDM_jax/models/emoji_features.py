@@ -9,7 +9,7 @@ embedded set and nothing more: no figure made with it compares with a published 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, typecheck
+from lDM_jax.core.arrays import Array, Float, typecheck
 
 SIZE_PX = 64
 LAYERS = ((24, 2), (48, 2), (80, 1), (96, 2), (112, 1))  # channels, stride

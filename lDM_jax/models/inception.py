@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from lDM_jax.arrays import Array, Float, typecheck
+from lDM_jax.core.arrays import Array, Float, typecheck
 
 SIZE_PX = 299
 CLASSES = 1008

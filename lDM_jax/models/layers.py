@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Bool, Float, typecheck
-from lDM_jax.models import kernels
+from lDM_jax.core.arrays import Array, Bool, Float, typecheck
+from lDM_jax.models import cpu_kernels
 
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 zeros = nn.initializers.zeros_init()
@@ -88,7 +88,7 @@ def conv3x3(
     dtype=jnp.float32,
     init=fan_in_uniform,
     stride=1,
-    convolution=kernels.conv_general_dilated,
+    convolution=cpu_kernels.conv_general_dilated,
 ):
     """3x3 convolution with one pixel of zeros on every side."""
     return nn.Conv(
@@ -167,10 +167,10 @@ class Upsample(nn.Module):
 
 def _doubled(x: Array, kernel: Array, strides, padding, **options) -> Array:
     """conv_general_dilated of the doubled picture, where its extent is never seen."""
-    if kernels.fits_doubled(x, kernel):
-        return kernels.doubled_convolution(x, kernel)
+    if cpu_kernels.fits_doubled(x, kernel):
+        return cpu_kernels.doubled_convolution(x, kernel)
     x = upsample2(x)
-    return kernels.conv_general_dilated(x, kernel, strides, padding, **options)
+    return cpu_kernels.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
 def time_features(t: Array, width: int, *, max_period: float = 10_000.0) -> Array:
@@ -246,8 +246,8 @@ def attend(query: Array, key: Array, value: Array, mask: Array | None = None) ->
     weight in [0, 1] by which each token counts in the softmax's sum.
     """
     width = query.shape[-1]
-    if mask is None and kernels.fits(query, key, value):
-        return kernels.attention(query, key, value)
+    if mask is None and cpu_kernels.fits(query, key, value):
+        return cpu_kernels.attention(query, key, value)
     bias = None
     if mask is not None and mask.dtype != bool:
         mask, bias = None, jnp.log(mask).astype(query.dtype)

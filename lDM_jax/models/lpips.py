@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, UserError, typecheck
+from lDM_jax.core.arrays import Array, Float, typecheck
+from lDM_jax.core.errors import UserError
 from lDM_jax.models.layers import conv3x3
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Cond, Float, Int, UserError, typecheck
+from lDM_jax.core.arrays import Array, Cond, Float, Int, typecheck
+from lDM_jax.core.errors import UserError
 from lDM_jax.models import boxes
 from lDM_jax.models.layers import (
     AttentionBlock,

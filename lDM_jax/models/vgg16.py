@@ -7,7 +7,7 @@ convolutions also serve LPIPS (`models.lpips`), which reads them at five depths.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, typecheck
+from lDM_jax.core.arrays import Array, Float, typecheck
 from lDM_jax.models.lpips import VGG16_WIDTHS
 
 SIZE_PX = 224

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lDM_jax.arrays import Array, Float, UserError, typecheck
-from lDM_jax.models.clip import ACTIVATIONS
+from lDM_jax.core.arrays import Array, Float, typecheck
+from lDM_jax.core.errors import UserError
+from lDM_jax.models.clip_text import ACTIVATIONS
 from lDM_jax.models.layers import attend
 
 CLIP = dict(

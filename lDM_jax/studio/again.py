@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lDM_jax.arrays import UserError
-from lDM_jax.requests import OWN_IMAGE, Request
+from lDM_jax.core.errors import UserError
+from lDM_jax.sampling.edits import Timeline
+from lDM_jax.sampling.request import OWN_IMAGE, Request
 from lDM_jax.studio import limits, tabs
-from lDM_jax.studio.conduct import Studio, View, adopt, made_run, play, set_pace
+from lDM_jax.studio.actions import Studio, View, adopt, made_run, play, set_pace
 from lDM_jax.studio.session import Picture, Session
 from lDM_jax.studio.tabs import Served
-from lDM_jax.timeline import Timeline
 
 MORE = 4  # pictures of "more like this"
 MORE_STRENGTH = 0.75

@@ -12,13 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lDM_jax import image, pictures, requests
-from lDM_jax.arrays import UserError
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
+from lDM_jax.sampling import pixels as pixels_lib
+from lDM_jax.sampling import request as request_lib
+from lDM_jax.sampling.edits import Timeline
 from lDM_jax.studio import again, limits, tabs
-from lDM_jax.studio.conduct import Studio
+from lDM_jax.studio.actions import Studio
 from lDM_jax.studio.session import Picture, Session
 from lDM_jax.studio.tabs import Served
-from lDM_jax.timeline import Timeline
 
 LEAST_SHARE = 0.005  # of the picture that a colour covers to be a region
 
@@ -100,7 +102,7 @@ def label_map(served: Served, event: dict) -> dict:
             f"{len(served.labels) - 1}; give a grey PNG whose values are labels"
         )
     side = served.side_px
-    return {"map": pictures.to_uri(nearest(found, (side, side))), "boxes": []}
+    return {"map": pixels_lib.to_uri(nearest(found, (side, side))), "boxes": []}
 
 
 def nearest(values: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
@@ -140,7 +142,7 @@ def regions_value(labels: np.ndarray, rows: list[dict]) -> dict:
     """A painter's value of regions; a row {prompt, weight} for each label from 1."""
     count = max(2, int(labels.max()), len(rows))
     rows = [*rows, *({"prompt": "", "weight": 1} for _ in range(count - len(rows)))]
-    return {"map": pictures.to_uri(labels), "boxes": [], "regions": rows}
+    return {"map": pixels_lib.to_uri(labels), "boxes": [], "regions": rows}
 
 
 def coloured(served: Served, size: str, value, event: dict) -> dict:
@@ -181,23 +183,23 @@ def controls_of(session: Session, served: Served, way: Timeline) -> dict:
         names = {extent: name for name, extent in served.sizes.items()}
         shown["size"] = names.get(tuple(request.size_px), next(iter(served.sizes)))
     if request.image is not None:
-        session.inputs[tab] = requests.read_pixels(request.image, "image")
+        session.inputs[tab] = request_lib.read_pixels(request.image, "image")
         shown["strength"] = shown["inpaint_strength"] = request.strength
     if tab == "inpaint":
-        shown["mask"] = {"map": pictures.to_uri((request.mask > 0) * 1), "boxes": []}
+        shown["mask"] = {"map": pixels_lib.to_uri((request.mask > 0) * 1), "boxes": []}
     if tab == "regions":
         shown["regions"] = painted_regions(request, served)
         shown["regional"] = request.regional
     if tab == "layout":
         shown["boxes"] = {"map": "", "boxes": [list(box) for box in request.layout]}
     if tab == "semantic":
-        shown["labels"] = {"map": pictures.to_uri(request.segmentation), "boxes": []}
+        shown["labels"] = {"map": pixels_lib.to_uri(request.segmentation), "boxes": []}
     if tab == "class":
         shown["label"] = served.labels[resolved.label]
     return shown
 
 
-def tab_of(served: Served, request: requests.Request) -> str:
+def tab_of(served: Served, request: request_lib.Request) -> str:
     """The tab on which such a request is made."""
     if served.task in ("layout", "semantic", "super_resolution", "class"):
         return served.task
@@ -208,15 +210,15 @@ def tab_of(served: Served, request: requests.Request) -> str:
     return "image" if request.image is not None else "text"
 
 
-def painted_regions(request: requests.Request, served: Served) -> dict:
+def painted_regions(request: request_lib.Request, served: Served) -> dict:
     """The regions of a request as a painter's value, the later over the earlier."""
-    given = requests.canvas(request, served.pipe.config)
+    given = request_lib.canvas(request, served.pipe.config)
     labels = np.zeros((given.height_px, given.width_px), np.int32)
     rows = []
     for number, region in enumerate(request.regions, start=1):
         prompt, where, *weight = region
-        boxed = pictures.is_box(where)
-        inside = pictures.box_map(where, labels.shape) if boxed else where > 0
+        boxed = pixels_lib.is_box(where)
+        inside = pixels_lib.box_map(where, labels.shape) if boxed else where > 0
         labels[inside] = number
         rows.append({"prompt": prompt, "weight": (weight or [1])[0]})
     return regions_value(labels, rows)

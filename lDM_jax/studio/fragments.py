@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lDM_jax import image, pictures
+from lDM_jax.core import image
+from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.studio import limits
-from lDM_jax.studio.conduct import View, listed
+from lDM_jax.studio.actions import View, listed
 from lDM_jax.studio.run import Run
 from lDM_jax.studio.session import Picture
 
@@ -29,7 +30,7 @@ def shown(pixels: np.ndarray, most_px: int) -> str:
     if scale < 1:
         h, w = (max(1, round(side * scale)) for side in (height, width))
         pixels = image.resample(np.ascontiguousarray(pixels), h, w)
-    return pictures.to_uri(pixels)
+    return pixels_lib.to_uri(pixels)
 
 
 def stage(view: View) -> str:

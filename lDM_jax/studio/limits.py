@@ -14,11 +14,13 @@ from functools import partial
 
 import numpy as np
 
-from lDM_jax import image, pictures, timeline
-from lDM_jax.arrays import UserError
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import on_white
-from lDM_jax.requests import Request, from_record
-from lDM_jax.timeline import Edit, Timeline
+from lDM_jax.sampling import edits as edits_lib
+from lDM_jax.sampling import pixels as pixels_lib
+from lDM_jax.sampling.edits import Edit, Timeline
+from lDM_jax.sampling.request import Request, from_record
 
 MAX_STEPS = 100
 MAX_SIDE_PX = 1024
@@ -97,8 +99,8 @@ def record(data: bytes, name: str = "the file") -> dict:
 
 def checked_timeline(stored: dict) -> Timeline:
     """The timeline of a record, one seed of it, pixels decoded, all within bounds."""
-    way = timeline.from_record(stored)
-    rest = {name: v for name, v in stored.items() if name not in timeline.FIELDS}
+    way = edits_lib.from_record(stored)
+    rest = {name: v for name, v in stored.items() if name not in edits_lib.FIELDS}
     if len(way.edits) > MAX_EDITS:
         raise UserError(f"the file holds {len(way.edits)} edits: at most {MAX_EDITS}")
     edits = tuple(Edit(edit.step, changes(edit.changes)) for edit in way.edits)
@@ -182,12 +184,12 @@ _side = partial(_count, low=8, high=MAX_SIDE_PX)
 def _uri(value, name: str, read: Callable) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
-    if not isinstance(value, str) or not value.startswith(pictures.URI):
+    if not isinstance(value, str) or not value.startswith(pixels_lib.URI):
         raise _fail(name, value, "the pixels themselves as a data URI, no file name")
     if len(value) > 2 * MAX_UPLOAD:
         raise UserError(f"{name} is larger than {MAX_UPLOAD // 2**20} MiB")
     try:
-        data = pictures.from_uri(value)
+        data = pixels_lib.from_uri(value)
     except ValueError as error:
         raise UserError(f"{name} {error}") from None
     found = read(data, name)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lDM_jax import timeline
-from lDM_jax.arrays import UserError
-from lDM_jax.pipeline import Pipeline, Step, shapes
-from lDM_jax.requests import Request
-from lDM_jax.timeline import Edit, Timeline
+from lDM_jax.core.errors import UserError
+from lDM_jax.sampling import edits
+from lDM_jax.sampling.edits import Edit, Timeline
+from lDM_jax.sampling.pipeline import Pipeline, Step, shapes
+from lDM_jax.sampling.request import Request
 
 MARKS_BYTES = 64 * 2**20  # of the latents of all steps that can be returned to
 RESTARTING = ("strength",)  # changes where the trajectory begins: it begins anew
@@ -83,8 +83,8 @@ class Run:
     def program(self) -> tuple:
         """What the next step is compiled for."""
         plan = self.marks[-1].step.plan
-        structure, extents = shapes(plan.course)
-        return self.model, plan.way, structure, tuple(extents)
+        structure, extents = shapes(plan.inputs)
+        return self.model, plan.spec, structure, tuple(extents)
 
     def edit(self, changes: dict) -> None:
         """Announce changes of the request for the next step. UserError for bad ones."""
@@ -154,7 +154,7 @@ class Run:
         """The picture at this step by the full decoder, uint8 "H W 3"."""
         if len(self.marks) == 1:
             raise UserError("there is nothing to see before the first step")
-        return timeline.finish(self.pipe, self.marks[-1].step)[0]
+        return edits.finish(self.pipe, self.marks[-1].step)[0]
 
 
 def own_plan(step: Step) -> Step:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lDM_jax import image
-from lDM_jax.requests import Request
+from lDM_jax.core import image
+from lDM_jax.sampling.request import Request
 from lDM_jax.studio.run import Run
 
 MAX_SESSIONS = 32

@@ -8,11 +8,11 @@ import dataclasses
 
 import numpy as np
 
-from lDM_jax import samplers
-from lDM_jax.arrays import UserError
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import EmojiSource
-from lDM_jax.pipeline import Pipeline
-from lDM_jax.requests import Request
+from lDM_jax.diffusion import samplers
+from lDM_jax.sampling.pipeline import Pipeline
+from lDM_jax.sampling.request import Request
 from lDM_jax.studio import limits
 
 

@@ -1,5 +1,5 @@
 """Programs run as `python -m lDM_jax.tools.<name>`; nothing imports from here."""
 
-from lDM_jax.startup import settle
+from lDM_jax.core.startup import settle
 
 settle()

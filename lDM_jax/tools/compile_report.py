@@ -9,7 +9,7 @@ of the topology. Nothing is allocated. Printed are, for one chip: memory, FLOPs 
 bytes moved, the collectives in the program by kind and size, and the compiler's own
 estimate of the time where it makes one. With several batch sizes the report goes on
 until one does not fit. The compiler's FLOPs leave out what it turns into calls of its
-own; beside them stands our count, of the program's jaxpr (`lDM_jax.flops`), with the
+own; beside them stands our count, of the program's jaxpr (`training.flops`), with the
 time it would take at the chips' bf16 peak. Collectives count as they stand in the text:
 one in a loop counts once.
 
@@ -42,18 +42,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from lDM_jax import build, datasets, tasks
-from lDM_jax import flops as flop_counts
-from lDM_jax.arrays import UserError
-from lDM_jax.experiment import preview_settings
-from lDM_jax.models import kernels
-from lDM_jax.models.lpips import LPIPS
-from lDM_jax.startup import show_help
-from lDM_jax.summary import codec_params
-from lDM_jax.training import autoencoder as stage1
-from lDM_jax.training import diffusion as stage2
-from lDM_jax.training.guard import Guard, Limits, jit_update
-from lDM_jax.training.sharding import (
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.sharding import (
     batch_sharding,
     check_batch_size,
     make_mesh,
@@ -61,7 +51,19 @@ from lDM_jax.training.sharding import (
     sharding_table,
     state_sharding,
 )
+from lDM_jax.core.startup import show_help
+from lDM_jax.from_config import datasets, networks
+from lDM_jax.models import cpu_kernels
+from lDM_jax.models.lpips import LPIPS
+from lDM_jax.tasks import task as task_lib
+from lDM_jax.training import autoencoder as stage1
+from lDM_jax.training import build
+from lDM_jax.training import diffusion as stage2
+from lDM_jax.training import flops as flop_counts
+from lDM_jax.training.experiment import preview_settings
 from lDM_jax.training.state import Stage
+from lDM_jax.training.summary import codec_params
+from lDM_jax.training.update_guard import Guard, Limits, jit_update
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +93,12 @@ class Abstract:
 def abstract(config: ConfigDict) -> Abstract:
     """Stage and sampler of a config, without data and weights."""
     builders = {"autoencoder": _autoencoder, "diffusion": _diffusion}
-    return build.lookup(builders, config.stage, "config.stage")(config)
+    return networks.lookup(builders, config.stage, "config.stage")(config)
 
 
 def _autoencoder(config: ConfigDict) -> Abstract:
-    network = build.autoencoder(config.autoencoder)
-    build.check_pixels(config, network.factor)
+    network = networks.autoencoder(config.autoencoder)
+    networks.check_pixels(config, network.factor)
     side = config.data.size_px
     x = jax.ShapeDtypeStruct((1, side, side, network.image_channels), jnp.float32)
     loss, frozen = dict(config.loss), {}
@@ -110,7 +112,7 @@ def _autoencoder(config: ConfigDict) -> Abstract:
         build.optimizer(config),
         image_size_px=side,
         adversary=build.adversary(config),
-        objective=build.construct(stage1.Objective, loss, "loss"),
+        objective=networks.construct(stage1.Objective, loss, "loss"),
         ema_decay=config.train.ema_decay,
         accumulate_steps=config.train.accumulate_steps,
     )
@@ -119,13 +121,13 @@ def _autoencoder(config: ConfigDict) -> Abstract:
 
 def _diffusion(config: ConfigDict) -> Abstract:
     scale = config.first_stage.scale or 1.0
-    codec = dataclasses.replace(build.abstract_codec(config), scale=scale)
-    build.check_pixels(config, codec.factor)
-    model = build.model(config, codec)
-    task, side = tasks.get_task(config.task), config.data.size_px
-    row = tasks.example_shapes(
+    codec = dataclasses.replace(networks.abstract_codec(config), scale=scale)
+    networks.check_pixels(config, codec.factor)
+    model = networks.model(config, codec)
+    task, side = task_lib.get_task(config.task), config.data.size_px
+    row = task_lib.example_shapes(
         task,
-        build.tokenizer(config),
+        networks.tokenizer(config),
         rows=1,
         size_px=side,
         factor=config.low_res.factor,
@@ -402,7 +404,9 @@ def main(argv: Sequence[str]) -> int:
         if config is None:
             raise UserError("--config is required, e.g. --config=configs/emoji.py")
         batches = [int(rows) for rows in values.batch] or [config.train.batch_size]
-        with kernels.plain():  # what this machine does better is not what a TPU does
+        with (
+            cpu_kernels.plain()
+        ):  # what this machine does better is not what a TPU does
             run(config, values.topology, batches, values.program, options)
     except (flags.Error, UserError, ValueError, KeyError, AttributeError) as error:
         line = " ".join(str(error).split())

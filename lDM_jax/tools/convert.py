@@ -23,19 +23,17 @@ from pathlib import Path
 
 import yaml
 
-from lDM_jax import build
-from lDM_jax.arrays import UserError
-from lDM_jax.interop import (
-    architectures_original,
-    conversion,
-    export_diffusers,
-    export_original,
-    from_diffusers,
-    from_original,
-    torch_file,
-)
-from lDM_jax.interop.conversion import Converted
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.core.errors import UserError
+from lDM_jax.from_config import networks
+from lDM_jax.interop import converted
+from lDM_jax.interop.converted import Converted
+from lDM_jax.interop.diffusers import read as from_diffusers
+from lDM_jax.interop.diffusers import write as to_diffusers
+from lDM_jax.interop.original import read as from_original
+from lDM_jax.interop.original import settings as original_settings
+from lDM_jax.interop.original import write as to_original
+from lDM_jax.weights import torch_file
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 PROGRAMS = ("diffusers", "original")
 
@@ -58,17 +56,17 @@ def read_original(checkpoint: str, config: str, **options) -> Converted:
 
 def write_original(model: str, out: str) -> list[str]:
     """A model of ours as a checkpoint of the original program; the report's lines."""
-    found = export_original.export(model)
+    found = to_original.export(model)
     text = yaml.safe_dump({"model": found.model}, sort_keys=False)
     files = {"model.safetensors": found.tensors, "config.yaml": text}
-    export_diffusers.write(files, out)
+    to_diffusers.write(files, out)
     return [*found.report, f"wrote {out}"]
 
 
 def write_diffusers(model: str, out: str) -> list[str]:
     """A model of ours as diffusers' directories; the report's lines."""
-    files, report = export_diffusers.export(model)
-    export_diffusers.write(files, out)
+    files, report = to_diffusers.export(model)
+    to_diffusers.write(files, out)
     return [*report, f"wrote {out}"]
 
 
@@ -83,7 +81,7 @@ def describe(config: Mapping) -> str:
         )
     if config["stage"] == "text":
         return f"text tower: {config['text']['network']}"
-    network = build.autoencoder(config["autoencoder"])
+    network = networks.autoencoder(config["autoencoder"])
     kind = "KL" if network.is_kl else f"VQ, {network.num_codes} codes"
     scale = config.get("latent_scale") or "not known (a second stage will measure it)"
     return (
@@ -117,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument(
         "--heads",
-        choices=architectures_original.HEADS,
+        choices=original_settings.HEADS,
         default="auto",
         help="where spatial transformers meet num_head_channels: 1 head (release), "
         "channels / num_head_channels (head), or as the released models want it (auto)",
@@ -136,7 +134,7 @@ def run(args: argparse.Namespace) -> list[str]:
     if args.target:
         if not args.model:
             raise UserError("--to needs --model")
-        conversion.check_free(args.target[1])
+        converted.check_free(args.target[1])
         write = write_diffusers if args.target[0] == "diffusers" else write_original
         return write(args.model, args.target[1])
     if not args.out:
@@ -145,13 +143,13 @@ def run(args: argparse.Namespace) -> list[str]:
         raise UserError("--checkpoint needs --config, the YAML of the model")
     if args.scale is not None and not 0 < args.scale < float("inf"):
         raise UserError(f"--scale={args.scale} should be a positive number")
-    conversion.check_free(args.out)
+    converted.check_free(args.out)
     if args.source:
         found = from_diffusers.read(args.source[1], scale=args.scale)
     else:
         options = dict(weights=args.weights, heads=args.heads, scale=args.scale)
         found = read_original(args.checkpoint, args.config, **options)
-    conversion.write_ours(found, args.out, half=args.half)
+    converted.write_ours(found, args.out, half=args.half)
     lines = [describe(part.config) for part in found.parts.values()]
     return [*found.report, *lines, f"wrote {args.out}"]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from lDM_jax.arrays import UserError
+from lDM_jax.core.errors import UserError
 from lDM_jax.data import metadata, records
 from lDM_jax.data.sources import SPLITS
 

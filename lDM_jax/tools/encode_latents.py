@@ -24,12 +24,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from lDM_jax import build, datasets, latents
-from lDM_jax.arrays import UserError
-from lDM_jax.config_file import read_config
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.bad_examples import Ledger
-from lDM_jax.data.latents import DTYPES, write_plan
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.data.latents_cache import DTYPES, write_plan
+from lDM_jax.from_config import datasets, encode_latents, networks
+from lDM_jax.from_config.config_file import read_config
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 log = logging.getLogger(__name__)
 
@@ -53,29 +53,31 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
         raise UserError("a latents cache is made for a second stage's config")
     if config.data.source == "latents":
         raise UserError("config.data.source is 'latents' already: give pictures")
-    latents.check_task(config)
-    codec, params = build.first_stage(config)
-    build.check_pixels(config, codec.factor)
+    encode_latents.check_task(config)
+    codec, params = networks.first_stage(config)
+    networks.check_pixels(config, codec.factor)
     splits = {name: datasets.source(config, name) for name in args.splits.split(",")}
-    draws = args.draws or latents.draws_of(config)
-    latents.warn_of_frozen(config, next(iter(splits.values())), draws)
+    draws = args.draws or encode_latents.draws_of(config)
+    encode_latents.warn_of_frozen(config, next(iter(splits.values())), draws)
     options = dict(dtype=args.dtype, shard_size=args.shard_size, draws=draws)
-    frozen = build.frozen(config, params)
-    tower = build.tower(config) if args.embeddings else None
-    plan = latents.plan(config, frozen, splits, embeddings=args.embeddings, **options)
+    frozen = networks.frozen(config, params)
+    tower = networks.tower(config) if args.embeddings else None
+    plan = encode_latents.plan(
+        config, frozen, splits, embeddings=args.embeddings, **options
+    )
     write_plan(out, plan)
     process, most = process_of(args.process), config.data.get("max_bad_share", 1.0)
     for name, source in splits.items():
         tail = f".{process[0]}" if process[0] else ""
         listed = out / name / f"bad_examples{tail}.jsonl"
-        latents.write_split(
+        encode_latents.write_split(
             out,
             plan,
             name,
             source=source,
             codec=codec,
             params=params,
-            row=latents.copies(config, draws=draws, split=name),
+            row=encode_latents.copies(config, draws=draws, split=name),
             tower=None if tower is None else (tower.apply, frozen["text"]),
             batch_size=args.batch_size,
             num_workers=config.data.num_workers,

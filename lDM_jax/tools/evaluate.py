@@ -26,8 +26,9 @@ from collections.abc import Sequence
 
 import jax
 
-from lDM_jax.arrays import UserError
-from lDM_jax.evaluation import (
+from lDM_jax.core import distributed
+from lDM_jax.core.errors import UserError
+from lDM_jax.evaluation.commands import (
     compare,
     generate,
     prompts,
@@ -37,8 +38,7 @@ from lDM_jax.evaluation import (
     sweep,
     task,
 )
-from lDM_jax.training import distributed
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 COMMANDS = {
     "prompts": prompts,

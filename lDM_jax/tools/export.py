@@ -5,7 +5,7 @@
 Writes the EMA weights as safetensors with their config. A first stage gets stored
 beside it, from the first pictures of its training data: its latent scale, 1 / std of
 their latents (a number, or one a channel with --per_channel_scale), and `latent_rgb`,
-the matrix of previews (`lDM_jax.preview`).
+the matrix of previews (`lDM_jax.sampling.preview`).
 """
 
 import argparse
@@ -17,29 +17,32 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lDM_jax import build, experiment, preview, weights
-from lDM_jax.arrays import UserError
-from lDM_jax.codec import Codec, latent_scale
+from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.diffusion.codec import Codec, latent_scale
+from lDM_jax.from_config import networks
+from lDM_jax.sampling import preview
+from lDM_jax.training import experiment
+from lDM_jax.weights import directory as weights_directory
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 
 def export(
     workdir: str, out: str, *, half: bool = False, per_channel_scale: bool = False
 ) -> None:
     """Write `out` from the newest whole checkpoint of `workdir`."""
-    config, params = build.load_trained(workdir)
+    config, params = networks.load_trained(workdir)
     plain = config.to_dict()
     if config.stage == "autoencoder":
         plain |= measure(config, params, per_channel=per_channel_scale)
     elif per_channel_scale:
         raise UserError(f"{workdir} is no first stage: it has no latent scale to store")
-    weights.save(Path(out), plain, params, half=half)
+    weights_directory.save(Path(out), plain, params, half=half)
 
 
 def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> dict:
     """{"latent_scale", "latent_rgb"} over the first images of the training split."""
-    codec = Codec(build.autoencoder(config.autoencoder))
+    codec = Codec(networks.autoencoder(config.autoencoder))
     pictures = first_pictures(config, experiment.SCALE_SAMPLE_IMAGES)
     moments = jax.jit(codec.moments)
     found = np.concatenate([moments(params, batch) for batch in pictures])

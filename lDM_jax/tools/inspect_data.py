@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lDM_jax import build, datasets, image
-from lDM_jax.arrays import UserError
-from lDM_jax.config_file import read_config
+from lDM_jax.core import image
+from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data.pipeline import example_rng
 from lDM_jax.data.sources import SPLITS
 from lDM_jax.data.transforms import Compose
-from lDM_jax.errors import BadExample
+from lDM_jax.from_config import datasets, networks
+from lDM_jax.from_config.config_file import read_config
 
 PANEL_PX = 192
 TEXT_PX = 44
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(args.config, args.changes)
         if config.data.source == "latents":
             raise UserError("latents cannot be looked at: give a source of pictures")
-        build.check_pixels(config, 1)
+        networks.check_pixels(config, 1)
         result = inspect(config, args)
     except (UserError, OSError) as error:
         sys.stderr.write(f"inspect_data: error: {' '.join(str(error).split())}\n")

@@ -6,7 +6,7 @@
 
 Writes a weights directory whose parameters are the power-function average of relative
 width --std at --step, made of the averages that the run has stored
-(`lDM_jax.training.posthoc`). Prints a JSON line: `distance` says how far the profile is
+(`training.posthoc_ema`). Prints a JSON line: `distance` says how far the profile is
 from the one asked for.
 """
 
@@ -18,20 +18,22 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lDM_jax import weights
-from lDM_jax.arrays import UserError
-from lDM_jax.training.checkpoint import quiet_orbax
-from lDM_jax.training.posthoc import reconstruct
+from lDM_jax.core.errors import UserError
+from lDM_jax.training.posthoc_ema import reconstruct
+from lDM_jax.weights import directory as weights_directory
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 
 def run(args: argparse.Namespace) -> dict:
     """Write --out; what was done, for people and programs."""
-    stored = weights.read_config(Path(args.workdir))
+    stored = weights_directory.read_config(Path(args.workdir))
     config = ConfigDict(stored)
     stds = tuple(config.get("train", {}).get("ema_stds", ()))
     found = reconstruct(args.workdir, stds, args.std, args.step)
     config.train.ema_std = args.std
-    weights.save(Path(args.out), config.to_dict(), found.params, half=args.half)
+    weights_directory.save(
+        Path(args.out), config.to_dict(), found.params, half=args.half
+    )
     return {
         "std": args.std,
         "step": found.step,

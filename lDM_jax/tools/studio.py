@@ -19,11 +19,11 @@ import tempfile
 import threading
 from collections.abc import Sequence
 
-from lDM_jax.arrays import UserError
-from lDM_jax.pipeline import Pipeline
-from lDM_jax.studio.conduct import Studio
+from lDM_jax.core.errors import UserError
+from lDM_jax.sampling.pipeline import Pipeline
+from lDM_jax.studio.actions import Studio
 from lDM_jax.studio.tabs import Served
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.weights.checkpoint import quiet_orbax
 
 PASSWORD = "LDM_STUDIO_PASSWORD"
 LOOPBACK = "127.0.0.1"
@@ -73,10 +73,10 @@ def serve(studio: Studio, args: argparse.Namespace, password: str):
     folder = tempfile.mkdtemp(prefix="studio-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder
-    from lDM_jax.tools import studio_events
+    from lDM_jax.studio.page import events
 
-    page = studio_events.build(studio)
-    studio_events.launch(
+    page = events.build(studio)
+    events.launch(
         page,
         host=args.host or LOOPBACK,
         port=args.port or None,

@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lDM_jax.arrays import UserError
-from lDM_jax.config_file import read_config
+from lDM_jax.core.errors import UserError
+from lDM_jax.from_config.config_file import read_config
 from lDM_jax.training.report import read_metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"

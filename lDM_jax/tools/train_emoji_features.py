@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax import weights
-from lDM_jax.arrays import Array, UserError
+from lDM_jax.core.arrays import Array
+from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import EmojiSource
-from lDM_jax.interop.convert import Lazy, as_lazy
 from lDM_jax.models.emoji_features import SIZE_PX, EmojiFeatures
+from lDM_jax.weights import directory as weights_directory
+from lDM_jax.weights.name_maps import Lazy, as_lazy
 
 SHIFT_PX = 5
 PEAK_RATE = 4e-3
@@ -108,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         params = train(args.steps, args.batch, args.seed, sys.stderr.write)
         lazy: dict[str, Lazy] = {"/".join(k): v for k, v in as_lazy(params).items()}
-        weights.write_tensors(Path(args.out), lazy, dtype=np.dtype(np.float16))
+        weights_directory.write_tensors(
+            Path(args.out), lazy, dtype=np.dtype(np.float16)
+        )
         shares = {
             split: round(accuracy(params, split), 4) for split in ("train", "test")
         }

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Scalars
+from lDM_jax.core.arrays import Array, Scalars
 
 
 def split(rows: Any, parts: int) -> Any:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lDM_jax import losses
-from lDM_jax.arrays import Array, Scalars
+from lDM_jax.core.arrays import Array, Scalars
+from lDM_jax.diffusion import losses
 from lDM_jax.models.discriminator import PatchDiscriminator
 
 

@@ -22,21 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax import image, losses, rng
-from lDM_jax.arrays import Array, Batch, Scalars, UserError
+from lDM_jax.core import image, rng
+from lDM_jax.core.arrays import Array, Batch, Scalars
+from lDM_jax.core.distributed import whole
+from lDM_jax.core.errors import UserError
+from lDM_jax.diffusion import losses
 from lDM_jax.models.autoencoder import Autoencoder, DiagonalGaussian, Quantized
 from lDM_jax.training.accumulation import mean_gradients
 from lDM_jax.training.adversary import Adversary, Player
 from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
-from lDM_jax.training.distributed import whole
-from lDM_jax.training.health import diagnose
-from lDM_jax.training.state import (
-    Averages,
-    Stage,
-    TrainState,
-    apply_gradients,
-    norms,
-)
+from lDM_jax.training.gan_health import diagnose
+from lDM_jax.training.state import Averages, Stage, TrainState, apply_gradients, norms
 
 log = logging.getLogger(__name__)
 

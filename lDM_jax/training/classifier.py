@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax import rng
-from lDM_jax.arrays import Array, Batch
-from lDM_jax.codec import Codec
-from lDM_jax.diffusion import Process
-from lDM_jax.models.classifier import LatentClassifier
+from lDM_jax.core import rng
+from lDM_jax.core.arrays import Array, Batch
+from lDM_jax.diffusion.codec import Codec
+from lDM_jax.diffusion.process import Process
+from lDM_jax.models.latent_classifier import LatentClassifier
 from lDM_jax.training.accumulation import mean_gradients
 from lDM_jax.training.state import Averages, Stage, TrainState, apply_gradients
 

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.arrays import Array, Float, Int, Key, typecheck
+from lDM_jax.core.arrays import Array, Float, Int, Key, typecheck
 
 
 @flax.struct.dataclass

@@ -11,19 +11,19 @@ checkpointed here.
 import dataclasses
 from collections.abc import Callable, Iterable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax import image, losses, rng, samplers
-from lDM_jax.arrays import Array, Batch, Cond
-from lDM_jax.codec import Codec
-from lDM_jax.diffusion import MIN_SNR_GAMMA, Process
-from lDM_jax.guidance import classifier_free
+from lDM_jax.core import image, rng
+from lDM_jax.core.arrays import Array, Batch
+from lDM_jax.core.distributed import whole
+from lDM_jax.diffusion import losses, samplers
+from lDM_jax.diffusion.guidance import classifier_free
+from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
+from lDM_jax.diffusion.process import MIN_SNR_GAMMA
 from lDM_jax.training.accumulation import in_parts, mean_gradients
-from lDM_jax.training.distributed import whole
 from lDM_jax.training.state import (
     Averages,
     Stage,
@@ -33,101 +33,6 @@ from lDM_jax.training.state import (
 )
 
 TIME_BUCKETS = 4
-LOG_VARIANCE_WAVES = 16
-LOG_VARIANCE_GAIN = 10.0  # Adam moves u this much faster than a weight
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The networks of the second stage and how they meet.
-
-    `params` is {"unet": ..., "conditioner": ...}, what trains. `frozen` holds what does
-    not: "first_stage" and, with a `tower` (a text encoder that somebody else trained),
-    "text". null_tokens: the empty prompt, as the tower reads it. log_variance: learn,
-    beside them, how large the error is at each time (`losses.diffusion_loss`).
-    """
-
-    unet: nn.Module
-    conditioner: nn.Module
-    process: Process
-    codec: Codec
-    tower: nn.Module | None = None
-    null_tokens: tuple[int, ...] = ()
-    log_variance: bool = False
-
-    def init(self, key: Array, batch: Batch, z0: Array) -> dict:
-        """Random parameters from one example batch and its latents."""
-        unet_key, cond_key = rng.stream(key, "unet"), rng.stream(key, "conditioner")
-        batch = {**batch, **self._blank(batch, z0)}
-        cond, cond_params = self.conditioner.init_with_output(cond_key, batch)
-        t = jnp.zeros(z0.shape[0], jnp.int32)
-        unet_params = self.unet.init(unet_key, z0, t, cond)
-        params = {"unet": unet_params, "conditioner": cond_params}
-        if self.log_variance:
-            params["log_variance"] = {"coefficients": jnp.zeros(LOG_VARIANCE_WAVES)}
-        return params
-
-    def condition(
-        self,
-        params: dict,
-        frozen: dict,
-        batch: Batch,
-        drop: Array | None = None,
-        *,
-        rngs: dict | None = None,
-    ) -> Cond:
-        """Batch -> Cond; rows where `drop` is true get the null condition.
-
-        rngs: {"dropout": key} while training; None evaluates without dropout.
-        """
-        if drop is None:
-            drop = jnp.zeros(len(next(iter(batch.values()))), bool)
-        derived = jax.lax.stop_gradient(self._derive(frozen, batch, drop))
-        batch, train = {**batch, **derived}, rngs is not None
-        own = params.get("conditioner", {})  # absent from files where it is empty
-        return self.conditioner.apply(own, batch, drop, train, rngs=rngs)
-
-    def denoise(self, params: dict, z_t: Array, t: Array, cond: Cond) -> Array:
-        """One network evaluation, without dropout."""
-        return self.unet.apply(params["unet"], z_t, t, cond)
-
-    def log_variance_of(self, params: dict, t: Array) -> Array | None:
-        """u(t) "b", a cosine series in t / T; None where it is not learned."""
-        if not self.log_variance:
-            return None
-        coefficients = params["log_variance"]["coefficients"]
-        place = t.astype(jnp.float32) / self.process.num_timesteps
-        return losses.cosine_series(LOG_VARIANCE_GAIN * coefficients, place)
-
-    def _derive(self, frozen: dict, batch: Batch, drop: Array) -> Batch:
-        """What the frozen networks make of a batch."""
-        derived = {}
-        if "mask" in batch:
-            masked = masked_image(batch["image"], batch["mask"])
-            z = self.codec.encode(frozen["first_stage"], masked)
-            mask = 2 * nearest(batch["mask"], self.codec.factor) - 1
-            derived["masked"] = jnp.concatenate([z, mask], axis=-1)
-        if self.tower is not None:
-            null = jnp.asarray(self.null_tokens, jnp.int32)[None]
-            if "embeddings" in batch:  # cached; only the dropped text is read
-                blank = self.tower.apply(frozen["text"], null)
-                derived["embeddings"] = jnp.where(
-                    drop[:, None, None], blank, batch["embeddings"]
-                )
-            else:
-                tokens = jnp.where(drop[:, None], null, batch["tokens"])
-                derived["embeddings"] = self.tower.apply(frozen["text"], tokens)
-        return derived
-
-    def _blank(self, batch: Batch, z0: Array) -> Batch:
-        """Zeros in the shapes of what `_derive` gives."""
-        blank = {}
-        if "mask" in batch:
-            blank["masked"] = jnp.zeros((*z0.shape[:3], z0.shape[3] + 1))
-        if self.tower is not None:
-            rows = (z0.shape[0], len(self.null_tokens))
-            blank["embeddings"] = jnp.zeros((*rows, self.tower.width))
-        return blank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +45,8 @@ class PreviewSettings:
     spacing: str = "leading"
 
 
-def masked_image(x: Array, mask: Array) -> Array:
-    """The picture with -1 (black) where it is to be painted; mask {0, 1} "b H W 1"."""
-    return x * (1 - mask) - mask
-
-
-def nearest(x: Array, factor: int) -> Array:
-    """Every factor-th pixel, the first of its cell: torch's "nearest" downsampling."""
-    return x[:, ::factor, ::factor]
-
-
 def make_stage(
-    model: Model,
+    model: LatentDiffusion,
     optimizer: optax.GradientTransformation,
     *,
     example_batch: Batch,
@@ -167,12 +62,12 @@ def make_stage(
     accumulate_steps: int = 1,
     preview: PreviewSettings | None = None,
 ) -> Stage:
-    """The denoiser's stage; `frozen` as in `Model`.
+    """The denoiser's stage; `frozen` as in `LatentDiffusion`.
 
     example_batch: shapes of one batch; latent_shape: (h, w, c) of its latents.
     accumulate_steps: parts of a batch whose gradients are computed one after another.
-    min_snr_gamma: of weighting "min_snr", 0 takes 5. log_variance: as in `Model`.
-    ema_stds: see `Averages`.
+    min_snr_gamma: of weighting "min_snr", 0 takes 5. log_variance: as in
+    `LatentDiffusion`. ema_stds: see `Averages`.
     """
     model = dataclasses.replace(model, log_variance=log_variance or model.log_variance)
     process, codec, shown = model.process, model.codec, preview or PreviewSettings()
@@ -277,7 +172,7 @@ def time_errors(means: Array) -> dict:
     return {f"error/t{k / count:.2f}": mean for k, mean in enumerate(means)}
 
 
-def make_sampler(model: Model, settings: PreviewSettings) -> Callable:
+def make_sampler(model: LatentDiffusion, settings: PreviewSettings) -> Callable:
     """(params, frozen, batch, latent_shape, keys, guidance) -> pixels, one trajectory.
 
     Row i depends on keys[i] and its own conditions alone.

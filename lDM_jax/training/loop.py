@@ -16,21 +16,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lDM_jax import image, rng
-from lDM_jax.arrays import UserError
-from lDM_jax.training.checkpoint import ALL, POST_MORTEM, SNAPSHOTS, Checkpoints, Keep
-from lDM_jax.training.distributed import first_rows, is_first, preemption
-from lDM_jax.training.guard import Guard, Limits, jit_update
-from lDM_jax.training.recorder import Diverged, Recorder, due
-from lDM_jax.training.sharding import (
+from lDM_jax.core import image, rng
+from lDM_jax.core.distributed import first_rows, is_first, preemption
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.sharding import (
     Mesh,
     check_batch_size,
     put_batch,
     put_replicated,
     state_sharding,
 )
+from lDM_jax.training.recorder import Diverged, Recorder, due
 from lDM_jax.training.state import start_from
+from lDM_jax.training.update_guard import Guard, Limits, jit_update
 from lDM_jax.training.workdir import WorkDirectory
+from lDM_jax.weights.checkpoint import ALL, POST_MORTEM, SNAPSHOTS, Checkpoints, Keep
 
 log = logging.getLogger(__name__)
 PREVIEW_ROWS = 16

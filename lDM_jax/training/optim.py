@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from lDM_jax.arrays import UserError
+from lDM_jax.core.errors import UserError
 
 OPTIMIZERS = ("adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")

@@ -24,9 +24,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from lDM_jax import flops
-from lDM_jax.training import report, wandb_log
-from lDM_jax.training.distributed import is_first, together
+from lDM_jax.core.distributed import is_first, together
+from lDM_jax.training import flops, report, wandb_log
 from lDM_jax.training.workdir import WorkDirectory
 
 log = logging.getLogger(__name__)

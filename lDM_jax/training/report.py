@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lDM_jax import image
+from lDM_jax.core import image
 from lDM_jax.training.charts import Series, chart
 
 MOST_PREVIEWS, PREVIEW_PX, QUALITY = 24, 256, 80

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax.arrays import Array, Scalars, UserError
+from lDM_jax.core.arrays import Array, Scalars
+from lDM_jax.core.errors import UserError
 
 
 @flax.struct.dataclass

@@ -9,8 +9,8 @@ import importlib.util
 import uuid
 from typing import Any
 
-from lDM_jax.arrays import UserError
-from lDM_jax.training.distributed import is_first
+from lDM_jax.core.distributed import is_first
+from lDM_jax.core.errors import UserError
 from lDM_jax.training.workdir import WorkDirectory
 
 ID_FILE = ".wandb_id"

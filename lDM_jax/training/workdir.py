@@ -16,9 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lDM_jax.arrays import UserError
-from lDM_jax.diffusion import KINDS, keys_of
-from lDM_jax.training.distributed import is_first, together
+from lDM_jax.core.distributed import is_first, together
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import write_json
+from lDM_jax.diffusion.process import KINDS, keys_of
 
 # Values that may differ between a run and its continuation.
 MAY_CHANGE = {
@@ -165,10 +166,3 @@ def flatten(tree: dict, prefix: str = "") -> dict:
         elif value != {}:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def write_json(file: Path, value: dict) -> None:
-    """Write atomically."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, file)

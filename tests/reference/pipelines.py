@@ -16,7 +16,7 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
     LDMBertModel,
 )
 
-from lDM_jax.interop import export_diffusers
+from lDM_jax.interop.diffusers import write as to_diffusers
 from tests.reference import record_diffusers, rule
 
 SIDE = 8  # of the latents
@@ -93,9 +93,9 @@ def spatial_unet(width: int, **more):
 def tokenizer(kind: str, folder, length: int = 77, pad: str = "<|endoftext|>"):
     """transformers' tokenizer of the released vocabularies."""
     if kind == "bert":
-        files = export_diffusers.bert_tokenizer(length)
+        files = to_diffusers.bert_tokenizer(length)
     else:
-        files = export_diffusers.clip_tokenizer(length, pad)
+        files = to_diffusers.clip_tokenizer(length, pad)
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

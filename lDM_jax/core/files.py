@@ -1,0 +1,32 @@
+"""Files: where the package keeps its own, and writing that leaves nothing half done."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; when the block ends well, it becomes `path`.
+
+    Readers see the old file or the whole new one. After an error, the partial file is
+    removed and `path` is as it was. The partial name starts with a dot and keeps the
+    suffix, so that libraries which choose a format by it choose the same one.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: dict) -> None:
+    """Write atomically."""
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

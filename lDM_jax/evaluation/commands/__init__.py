@@ -1,0 +1,1 @@
+"""The commands of `python -m lDM_jax.tools.evaluate`, one file each."""

@@ -1,0 +1,64 @@
+"""evaluate compare SAMPLES REFERENCE: two sets of pictures or statistics.
+
+Each is a folder, an npz batch (arr_0) or an npz of statistics (mu, sigma). The first is
+what is judged: precision is of the first, recall of the second.
+"""
+
+import argparse
+
+from lDM_jax.evaluation import options
+from lDM_jax.evaluation.extractors import Extractor
+from lDM_jax.evaluation.figures import Report, measure
+from lDM_jax.evaluation.sides import Side, open_side
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument("samples", help="folder or npz: what is judged")
+    parser.add_argument("reference", help="folder or npz: what it is compared with")
+    options.add_extractors(parser, default=options.INCEPTION)
+    options.add_measuring(parser)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """FID and the like between two folders, batches or files of statistics."""
+    result = {
+        "metric": "compare",
+        "samples": args.samples,
+        "reference": args.reference,
+    }
+    with options.work_folder(args) as work:
+        for extractor in options.extractors(args):
+            sides = []
+            for place, path in (("a", args.samples), ("b", args.reference)):
+                folder = work / f"{place}-{extractor.name}-{extractor.resize}"
+                with options.progress(f"{extractor.name} {path}") as report:
+                    sides.append(open_side(path, extractor, folder, report=report))
+            result |= of_sides(args, *sides, extractor)
+    return result
+
+
+def of_sides(
+    args: argparse.Namespace,
+    samples: Side,
+    reference: Side,
+    extractor: Extractor,
+    *,
+    paired: bool = False,
+) -> dict:
+    """The figures of one extractor as JSON; warnings go to stderr."""
+    found: Report = measure(
+        samples,
+        reference,
+        extractor,
+        kinds=args.figures,
+        replicates=args.bootstrap,
+        paired=paired,
+    )
+    options.warn(found)
+    key = extractor.label or extractor.name
+    return found.as_json() | {
+        f"prepared_{key}": extractor.record(),
+        "count": samples.record.get("count", samples.pool.count),
+        "reference_count": reference.record.get("count", reference.pool.count),
+    }

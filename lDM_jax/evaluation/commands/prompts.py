@@ -1,0 +1,90 @@
+"""evaluate prompts: do samples show what their captions say? (recognition)
+
+Needs a model of captioned emoji; `metrics.recognition` is the judge.
+"""
+
+import argparse
+
+import numpy as np
+
+from lDM_jax.core import image
+from lDM_jax.core.errors import UserError
+from lDM_jax.data import sources
+from lDM_jax.data.transforms import Composite
+from lDM_jax.evaluation import options
+from lDM_jax.evaluation.metrics.recognition import recognise
+from lDM_jax.sampling.pipeline import Pipeline
+
+DRAWS = ("captions", "subgroups")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    options.add_model(parser)
+    parser.add_argument("--captions", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=8, help="samples a caption")
+    parser.add_argument("--draw", choices=DRAWS, default="captions")
+    parser.add_argument("--draw_seed", type=int, default=0)
+    options.add_sampling(parser)
+    options.add_sheet(parser)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Share of samples whose nearest training picture has the prompt's subgroup."""
+    pipe = Pipeline.load(args.model)
+    source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
+    chosen = draw_captions(source, args.captions, draw=args.draw, seed=args.draw_seed)
+    captions = [source.captions[i] for i in chosen]
+    drawing = options.sampling(args)
+    pictures = pipe.sample(prompt=captions, seeds=range(args.seeds), **drawing)
+    references = training_pictures(source)
+    result = recognise(
+        pictures,
+        np.repeat(source.labels[chosen], args.seeds),
+        references=references,
+        labels=source.labels,
+    )
+    rows = pictures.reshape(len(chosen), args.seeds, *pictures.shape[1:])
+    rows = np.concatenate([references[chosen][:, None], rows], axis=1)
+    rows = rows.reshape(-1, *rows.shape[2:])
+    options.write_sheet(args, "prompts", rows, args.seeds + 1)
+    return {
+        "metric": "prompt_accuracy",
+        "model": args.model,
+        "accuracy": round(result.accuracy, 4),
+        "chance": round(result.chance, 4),
+        "captions": args.captions,
+        "seeds": args.seeds,
+        "draw": args.draw,
+        "draw_seed": args.draw_seed,
+        **pipe.resolved_defaults(**drawing),
+    }
+
+
+def draw_captions(
+    source: sources.EmojiSource, count: int, *, draw: str, seed: int
+) -> np.ndarray:
+    """Indices of `count` training captions.
+
+    "captions": uniformly among all captions, without replacement. "subgroups": first
+    `count` distinct subgroups, then one caption of each.
+    """
+    rng = np.random.default_rng(seed)
+    if draw == "captions":
+        return rng.choice(len(source), count, replace=False)
+    labels = source.labels
+    present = np.unique(labels)
+    if count > len(present):
+        raise UserError(
+            f"{count} captions of different subgroups: there are {len(present)} "
+            "subgroups"
+        )
+    chosen = rng.choice(present, count, replace=False)
+    return np.array([rng.choice(np.flatnonzero(labels == label)) for label in chosen])
+
+
+def training_pictures(source: sources.EmojiSource) -> np.ndarray:
+    """All pictures of a source on white, uint8 "m S S 3"."""
+    lay, rng = Composite(), np.random.default_rng(0)
+    rows = [lay(source[i], rng)["image"] for i in range(len(source))]
+    return image.to_uint8(np.stack(rows))

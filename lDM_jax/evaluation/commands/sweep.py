@@ -1,0 +1,127 @@
+"""evaluate sweep: a figure over guidance scales, steps, or models (EMA lengths).
+
+Every value is one `generate` in a folder of its own, so that a stopped sweep continues.
+The pictures of all values have the same seeds and captions, but for --over first_seed,
+which shows how far figures move from one set of seeds to the next. Writes sweep.md, a
+table, and sweep.png, a plot with the intervals (needs matplotlib). Models are given by
+name or directory: the averages of one run over several EMA lengths, for example.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lDM_jax.core.distributed import is_first
+from lDM_jax.core.errors import UserError
+from lDM_jax.evaluation import options
+from lDM_jax.evaluation.commands.generate import drawn_and_measured, sampling_arguments
+from lDM_jax.sampling.pipeline import Pipeline
+
+OVER = {
+    "guidance": float,
+    "steps": int,
+    "eta": float,
+    "first_seed": int,
+    "sampler": str,
+    "model": str,
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument("--model", help="shipped name or directory")
+    parser.add_argument("--over", choices=tuple(OVER), required=True)
+    parser.add_argument("--values", nargs="+", required=True)
+    parser.add_argument("--num", type=int, default=5000, help="pictures of each value")
+    parser.add_argument("--out", required=True, help="folder of samples and figures")
+    sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """A metric over guidance scales, steps or models: table and plot."""
+    values = values_of(args)
+    if args.bootstrap < 2:
+        raise UserError("a sweep shows intervals: give --bootstrap of at least 2")
+    found = options.extractors(args)
+    out, rows = Path(args.out).expanduser(), []
+    args.work = args.work or args.out  # one bank of the reference for all values
+    pipe = Pipeline.load(args.model) if args.over != "model" else None
+    for value in values:
+        if args.over != "model":
+            setattr(args, args.over, value)
+        name = value if args.over == "model" else args.model
+        folder = out / f"{args.over}-{str(value).strip('/').replace('/', '_')}"
+        model = pipe or Pipeline.load(name)
+        rows.append(drawn_and_measured(args, model, name, folder, found))
+    names, plotted = figure_names(rows), False
+    if is_first():
+        (out / "sweep.md").write_text(table(args.over, values, rows, names))
+        plotted = plot(out / "sweep.png", args.over, values, rows, names)
+    return {
+        "metric": "sweep",
+        "over": args.over,
+        "values": values,
+        "num": args.num,
+        **{name: [row[name] for row in rows] for name in names},
+        "table": str(out / "sweep.md"),
+        "plot": str(out / "sweep.png") if plotted else None,
+    }
+
+
+def values_of(args: argparse.Namespace) -> list:
+    """The values in the type of what is swept. UserError for others."""
+    if (args.over == "model") == bool(args.model):
+        raise UserError("give --model, or the models as --over model --values A B")
+    try:
+        return [OVER[args.over](text) for text in args.values]
+    except ValueError:
+        kind = OVER[args.over].__name__
+        raise UserError(f"--values of {args.over} are {kind}s: {args.values}") from None
+
+
+def figure_names(rows: list[dict]) -> list[str]:
+    """The figures that all rows have."""
+    return [
+        key.removesuffix("_95")
+        for key in rows[0]
+        if key.endswith("_95") and all(key in row for row in rows)
+    ]
+
+
+def table(over: str, values: list, rows: list[dict], names: list[str]) -> str:
+    """Markdown, a line a value; the interval stands behind each figure."""
+    lines = [f"| {over} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for value, row in zip(values, rows, strict=True):
+        cells = []
+        for name in names:
+            low, high = row[f"{name}_95"]
+            cells.append(f"{row[name]:.4g} ({low:.4g} .. {high:.4g})")
+        lines.append(f"| {value} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(
+    file: Path, over: str, values: list, rows: list[dict], names: list[str]
+) -> bool:
+    """One panel a figure; False, and a line on stderr, without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        sys.stderr.write("evaluate: warning: no plot, matplotlib is not installed\n")
+        return False
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
+    named = OVER[over] is str
+    places = range(len(values)) if named else values
+    for index, name in enumerate(names):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        heights = [row[name] for row in rows]
+        reach = [row[f"{name}_95"][1] - row[name] for row in rows]
+        axes.errorbar(places, heights, yerr=reach, marker="o", capsize=3)
+        axes.set_xlabel(over)
+        axes.set_title(name)
+        if named:
+            axes.set_xticks(list(places), [Path(value).name for value in values])
+    figure.savefig(file, dpi=120)
+    return True

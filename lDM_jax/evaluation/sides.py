@@ -1,0 +1,229 @@
+"""What is compared: a side with statistics, with pictures, or with both.
+
+Reads folders, batches (`arr_0`) and statistics files of the field, which all are npz
+with `mu` and `sigma` (pytorch-fid, clean-fid, EDM), or with `mu_s` and `sigma_s` of the
+spatial features as well (guided-diffusion). `save` writes a file that all of them read:
+
+    mu, sigma, mu_s, sigma_s   f64, over all pictures
+    arr_0                      uint8 "m H W 3", at most 10,000 of them
+    features                   f32 "m d" of these
+    record                     JSON: extractor, digest of its weights, resize,
+                               transform, source fingerprint, count
+
+Two sides that were prepared differently are refused (`check_same`); files of other
+programs say nothing of their preparation, which is said in a warning. Nothing is ever
+unpickled.
+"""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lDM_jax.core.errors import UserError
+from lDM_jax.evaluation.extractors import Extractor
+from lDM_jax.evaluation.features import Bank, HeldBank, extract
+from lDM_jax.evaluation.image_sets import Batch, Folder, ImageSet, Part
+from lDM_jax.evaluation.metrics.statistics import Gaussian
+
+KEPT_IMAGES = 10_000
+# What must be equal, and what must be equal where both sides know it.
+PREPARATION = ("extractor", "weights_sha256", "resize")
+KNOWN = ("sizes_px", "transform")
+
+
+@dataclasses.dataclass
+class Side:
+    """One side of a comparison.
+
+    pool, spatial: statistics over all pictures (count 0: not known); bank: features of
+    pictures, None for a file of statistics alone; record: see `check_same`; warnings:
+    what a reader of the figures should know.
+    """
+
+    name: str
+    pool: Gaussian
+    spatial: Gaussian | None
+    bank: Bank | None
+    record: dict
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def open_side(
+    path: str | Path,
+    extractor: Extractor,
+    work: Path,
+    *,
+    report: Callable[[int], None] = lambda count: None,
+) -> Side:
+    """A folder, a batch or a file of statistics; features are made below `work`."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return of_pictures(Folder(path), extractor, work, report=report)
+    if not path.is_file():
+        raise UserError(f"{path}: no such folder or npz file")
+    names = members(path)
+    if "mu" in names:
+        return of_statistics(path, names, extractor, work, report=report)
+    if "arr_0" in names:
+        return of_pictures(Batch(path), extractor, work, report=report)
+    raise UserError(
+        f"{path} holds {', '.join(sorted(names)) or 'nothing'}; expected arr_0 "
+        "(pictures) or mu and sigma (statistics)"
+    )
+
+
+def members(path: Path) -> set[str]:
+    """Names of the arrays of an npz file. UserError for another file."""
+    try:
+        with zipfile.ZipFile(path) as npz:
+            return {
+                n.removesuffix(".npy") for n in npz.namelist() if n.endswith(".npy")
+            }
+    except zipfile.BadZipFile:
+        raise UserError(
+            f"{path} is no npz file. Pickles (.pkl, .pt) are not read: they run code; "
+            "store their mu and sigma by numpy.savez"
+        ) from None
+
+
+def of_pictures(
+    pictures: ImageSet,
+    extractor: Extractor,
+    work: Path,
+    *,
+    report: Callable[[int], None] = lambda count: None,
+) -> Side:
+    """A side whose pictures are all at hand."""
+    bank = extract(pictures, extractor, work, report=report)
+    spatial = bank.gaussian("spatial") if bank.has("spatial") else None
+    return Side(pictures.name, bank.gaussian(), spatial, bank, bank.record)
+
+
+def of_statistics(
+    path: Path,
+    names: set[str],
+    extractor: Extractor,
+    work: Path,
+    *,
+    report: Callable[[int], None],
+) -> Side:
+    """A side from a file: its statistics as they stand, its pictures' features."""
+    with np.load(path, allow_pickle=False) as npz:
+        record = json.loads(str(npz["record"])) if "record" in names else {}
+        count, width = record.get("count", 0), record.get("width")
+        pool = gaussian(path, npz, "mu", "sigma", count, width)
+        spatial = None
+        if "mu_s" in names:
+            spatial = gaussian(path, npz, "mu_s", "sigma_s", count, None)
+        features = np.asarray(npz["features"]) if "features" in names else None
+    warnings = []
+    if not record:
+        warnings.append(
+            f"{path} does not say how it was prepared: features of another network or "
+            f"resize than {extractor.name} ({extractor.resize}) would go unnoticed"
+        )
+    bank = None
+    if features is not None and record:
+        bank = HeldBank(features, record)
+    elif "arr_0" in names:
+        batch = Batch(path)
+        bank = extract(batch, extractor, work, report=report)
+        record.setdefault("sizes_px", bank.record["sizes_px"])
+        record = {**({} if record.get("extractor") else extractor.record()), **record}
+    return Side(str(path), pool, spatial, bank, record, warnings)
+
+
+def gaussian(
+    path: Path, npz, mean: str, covariance: str, count: int, width: int | None
+) -> Gaussian:
+    """Two arrays of a file, checked: shapes, finite, symmetric."""
+    mu, sigma = (np.asarray(npz[name], np.float64) for name in (mean, covariance))
+    if mu.ndim != 1 or sigma.shape != 2 * mu.shape or (width and len(mu) != width):
+        raise UserError(
+            f"{path}: {mean} is {mu.shape} and {covariance} {sigma.shape}; expected "
+            f"({width or 'd'},) and ({width or 'd'}, {width or 'd'})"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f"{path}: {mean} or {covariance} is not finite")
+    scale = np.abs(sigma).max(initial=0.0)
+    if np.abs(sigma - sigma.T).max(initial=0.0) > 1e-6 * scale:
+        raise UserError(f"{path}: {covariance} is not symmetric")
+    return Gaussian(mu, (sigma + sigma.T) / 2, count)
+
+
+def check_same(a: Side, b: Side) -> None:
+    """UserError with both records if the sides were prepared differently.
+
+    Extractor, weights and resize must be equal, and so must the pictures' extents and
+    the transform where both sides record them.
+    """
+    recorded = a.record.get("extractor") and b.record.get("extractor")
+    differ = [k for k in PREPARATION if recorded and a.record[k] != b.record.get(k)]
+    for key in KNOWN:
+        first, second = a.record.get(key), b.record.get(key)
+        if first is not None and second is not None and first != second:
+            differ.append(key)
+    if len(a.pool.mean) != len(b.pool.mean):
+        differ.append("features")
+    if differ:
+        shown = "; ".join(
+            f"{side.name} ({len(side.pool.mean)} features): "
+            + (json.dumps(side.record, sort_keys=True) if side.record else "no record")
+            for side in (a, b)
+        )
+        raise UserError(
+            f"these were prepared differently ({', '.join(differ)}) and do not "
+            f"compare: {shown}"
+        )
+
+
+def save(path: str | Path, side: Side, pictures: ImageSet) -> None:
+    """Write the file of the module's text, whole or not at all.
+
+    The pictures kept are all, or 10,000 drawn without replacement (seed 0), in order.
+    """
+    path, count = Path(path), len(pictures)
+    chosen = np.arange(count)
+    if count > KEPT_IMAGES:
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.choice(count, KEPT_IMAGES, replace=False))
+    kept = Part(pictures, chosen)
+    if len(side.record["sizes_px"]) > 1:
+        raise UserError(
+            f"{side.name} has pictures of {len(side.record['sizes_px'])} extents; a "
+            "reference has one"
+        )
+    place = np.argsort(side.bank.order)
+    arrays = {
+        "mu": side.pool.mean,
+        "sigma": side.pool.covariance,
+        "features": side.bank.rows(place[chosen]),
+        "record": np.array(json.dumps({**side.record, "width": len(side.pool.mean)})),
+    }
+    if side.spatial is not None:
+        arrays |= {"mu_s": side.spatial.mean, "sigma_s": side.spatial.covariance}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz:
+            for name, array in arrays.items():
+                with npz.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, array, allow_pickle=False)
+            with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
+                write_pictures(stream, kept, tuple(side.record["sizes_px"][0]))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_pictures(stream, pictures: ImageSet, size: tuple[int, int]) -> None:
+    """An npy array of equal pictures, one at a time."""
+    shape = (len(pictures), *size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for index in range(len(pictures)):
+        (picture,) = pictures.read([index])
+        stream.write(np.ascontiguousarray(picture).tobytes())

@@ -1,0 +1,1 @@
+"""Config -> objects. Nothing below this room reads a config."""

@@ -1,0 +1,1 @@
+"""The original program's YAML files and checkpoints: settings, read, write."""

@@ -1,0 +1,238 @@
+"""What conditions a second stage of the original program -> sections of our config.
+
+Owns the meaning of cond_stage_config, conditioning_key and cond_stage_key, the part of
+a `LatentDiffusion` in which models differ most; the rest is `architectures_original`'s
+affair. A combination that is not in CONDITIONERS is a UserError.
+
+    ClassEmbedder            task class
+    UNet's own label_emb     task class, as a vector
+    BERTEmbedder             task text; without its tokenizer, of a key ..bbox, layout
+    FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder   task text, Stable Diffusion 1.x, 2.x
+    SpatialRescaler          task semantic
+    Identity, concatenated   task super_resolution
+    Identity, attended to    task retrieval: vectors from elsewhere
+    __is_first_stage__       task inpaint
+    __is_unconditional__     task unconditional
+
+Reading order: Condition, `conditioner`, one function a kind, the table of them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from lDM_jax.core.errors import UserError
+from lDM_jax.interop import validate
+
+ENCODERS = "ldm.modules.encoders.modules."
+IDENTITY = "torch.nn.Identity"
+# Frozen towers of Stable Diffusion: network, and what pads a prompt.
+CLIP_VERSIONS = {"openai/clip-vit-large-patch14": dict(width=768, depth=12, heads=12)}
+OPENCLIP_VERSIONS = {"ViT-H-14": dict(width=1024, depth=24, heads=16)}
+
+
+class Condition(NamedTuple):
+    """What a conditioner is here.
+
+    route: the kind that `from_original` has a table of names for; sections: additions
+    to the config; extra: channels beside the latents; context: width, 0 for none;
+    factor: pixels a position of what is concatenated, 0 where that is free.
+    """
+
+    route: str
+    sections: dict
+    extra: int = 0
+    context: int = 0
+    factor: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def conditioning_key(params: Mapping) -> str | None:
+    """Where the condition goes: None, concat, crossattn or adm."""
+    if params.get("cond_stage_config") == "__is_unconditional__":
+        return None
+    key = params.get("conditioning_key")
+    if key is None:
+        key = "concat" if validate.switch(params, "concat_mode", True) else "crossattn"
+    if key not in ("concat", "crossattn", "adm"):
+        raise UserError(
+            f"conditioning_key = {validate.show(key)} is not supported; supported: "
+            "concat, crossattn, adm"
+        )
+    return key
+
+
+def conditioner(params: Mapping, unet_params: Mapping, channels: int) -> Condition:
+    """What cond_stage_config and conditioning_key are here."""
+    where = conditioning_key(params)
+    given = params.get("cond_stage_config")
+    if (unet_params.get("num_classes") is None) != (where != "adm"):
+        raise UserError("unet_config.params.num_classes and conditioning_key adm: both")
+    if where is None:
+        return Condition("none", {})
+    if given == "__is_first_stage__":
+        kind, inner = given, {}
+    else:
+        kind, inner = validate.target(params, "cond_stage_config")
+    if (kind, where) not in CONDITIONERS:
+        valid = ", ".join(f"{kind} ({where})" for kind, where in CONDITIONERS)
+        raise UserError(
+            f"cond_stage_config {kind!r} ({where}) is not supported; valid: "
+            f"{valid}, __is_unconditional__"
+        )
+    key = params.get("cond_stage_key", "image")
+    return CONDITIONERS[kind, where](inner, dict(unet_params), str(key), channels)
+
+
+def class_table(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`ClassEmbedder`: one context token a class."""
+    del unet_params, key, channels
+    rows = validate.integer(inner, "n_classes", 1000)
+    null = rows == 1001 or bool(inner.get("ucg_rate"))
+    note = f"the null class is the last of {rows}" if null else "no null class"
+    sections = dict(task="class", num_classes=rows - null, null_class=null)
+    if null:
+        sections["sample"] = sample(guidance=3.0)
+    width = validate.integer(inner, "embed_dim")
+    return Condition("class", sections, context=width, notes=(f"classes: {note}",))
+
+
+def class_vector(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """The UNet's own `label_emb`: a vector a class."""
+    del inner, key, channels
+    rows = validate.integer(unet_params, "num_classes")
+    return Condition(
+        "label_emb", dict(task="class", num_classes=rows, null_class=False)
+    )
+
+
+def bert(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`BERTEmbedder` of captions, or without its tokenizer of layouts (..bbox)."""
+    del unet_params, channels
+    validate.demand(inner, {"embedding_dropout": (0, 0.0)}, "cond_stage_config.params.")
+    boxes = not validate.switch(inner, "use_tokenizer", True) and "bbox" in key
+    task = "layout" if boxes else "text"
+    width = validate.integer(inner, "n_embed")
+    section = dict(
+        kind="bert",
+        width=width,
+        depth=validate.integer(inner, "n_layer"),
+        num_heads=8,
+        head_width=64,
+        max_length=validate.integer(inner, "max_seq_len", 77),
+        token_std=0.02,
+        position_std=0.02,
+        vocab_size=validate.integer(inner, "vocab_size", 30_522),
+    )
+    sections = dict(task=task, text=section, sample=sample(1.0 if boxes else 5.0))
+    return Condition(task, sections, context=width)
+
+
+def label_map(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`SpatialRescaler` of a label map."""
+    del unet_params, key, channels
+    fixed = {"method": ("bilinear",), "multiplier": (0.5,), "bias": (False,)}
+    validate.demand(inner, fixed, "cond_stage_config.params.")
+    stages = validate.integer(inner, "n_stages", 1)
+    width = validate.integer(inner, "out_channels")
+    sections = dict(
+        task="semantic",
+        num_classes=validate.integer(inner, "in_channels"),
+        rescaler=dict(num_stages=stages, width=width),
+    )
+    return Condition("rescaler", sections, extra=width, factor=2**stages)
+
+
+def low_resolution(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`Identity` that is concatenated: the small picture itself."""
+    del inner, unet_params, channels
+    if key != "LR_image":
+        raise UserError(
+            f"cond_stage_key = {key!r} is not supported; supported: LR_image"
+        )
+    return Condition("none", dict(task="super_resolution"), extra=3)
+
+
+def given_context(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`Identity` that is attended to: vectors from elsewhere (retrieval)."""
+    del inner, key, channels
+    width = validate.integer(unet_params, "context_dim")
+    note = (
+        f"task retrieval: the context (b n {width}) comes from a search over CLIP "
+        "vectors, which is not part of the checkpoint"
+    )
+    return Condition("given", dict(task="retrieval"), context=width, notes=(note,))
+
+
+def masked_image(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """The first stage as conditioner: latents of the masked picture, and the mask."""
+    del inner, unet_params
+    if key != "masked_image":
+        raise UserError(
+            f"cond_stage_key = {key!r} is not supported; supported: masked_image"
+        )
+    return Condition("first_stage", dict(task="inpaint"), extra=channels + 1)
+
+
+def clip_tower(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`FrozenCLIPEmbedder`: Stable Diffusion 1.x."""
+    del unet_params, key, channels
+    validate.demand(inner, {"layer": ("last",)}, "cond_stage_config.params.")
+    network = validate.choice(
+        inner, "version", CLIP_VERSIONS, "openai/clip-vit-large-patch14"
+    )
+    return tower("clip", inner, network, pad="eos", activation="quick_gelu")
+
+
+def openclip_tower(inner: Mapping, unet_params: dict, key: str, channels: int):
+    """`FrozenOpenCLIPEmbedder`: Stable Diffusion 2.x."""
+    del unet_params, key, channels
+    network = validate.choice(inner, "arch", OPENCLIP_VERSIONS, "ViT-H-14")
+    layers = {"last": "last", "penultimate": "penultimate"}
+    layer = validate.choice(inner, "layer", layers, "last")
+    options = dict(activation="gelu", output_layer=layer)
+    return tower("openclip", inner, network, pad="zero", **options)
+
+
+def tower(route: str, inner: Mapping, network: dict, *, pad: str, **options):
+    """The condition of a frozen tower, and the config of its directory."""
+    kwargs = dict(
+        width=network["width"],
+        depth=network["depth"],
+        num_heads=network["heads"],
+        max_length=validate.integer(inner, "max_length", 77),
+        **options,
+    )
+    text = tower_config(kwargs, pad=pad)
+    sections = dict(
+        task="text",
+        text=dict(kind="clip", path="./text", network={}),
+        tower=text,
+        sample=sample(7.5),
+    )
+    return Condition(route, sections, context=network["width"])
+
+
+def tower_config(network: dict, *, pad: str) -> dict:
+    """The config of a frozen tower's directory."""
+    return dict(stage="text", text=dict(kind="clip", network=network, pad=pad))
+
+
+def sample(guidance: float) -> dict:
+    """config.sample with the guidance that the published scripts take."""
+    return dict(sampler="ddim", steps=50, spacing="leading", guidance=guidance, eta=0.0)
+
+
+CONDITIONERS: dict[tuple[str, str], Callable[..., Condition]] = {
+    ("ldm.modules.encoders.modules.ClassEmbedder", "crossattn"): class_table,
+    ("ldm.modules.encoders.modules.BERTEmbedder", "crossattn"): bert,
+    ("ldm.modules.encoders.modules.SpatialRescaler", "concat"): label_map,
+    ("ldm.modules.encoders.modules.FrozenCLIPEmbedder", "crossattn"): clip_tower,
+    (
+        "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+        "crossattn",
+    ): openclip_tower,
+    (IDENTITY, "concat"): low_resolution,
+    (IDENTITY, "crossattn"): given_context,
+    (IDENTITY, "adm"): class_vector,
+    ("__is_first_stage__", "concat"): masked_image,
+}

@@ -1,0 +1,157 @@
+"""Values out of other programs' settings, checked: what a file says may be anything.
+
+Owns the reading of single values from plain tables (of a YAML, of a JSON). Every wrong
+value is a UserError of one line that names its key; nothing is guessed or converted,
+but for a number that YAML took for a text ("1e-4", which has no dot).
+"""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from lDM_jax.core.errors import UserError
+
+LARGEST = 2**24  # of any extent, count or width
+
+
+def show(value: Any) -> str:
+    """A value inside a message; containers only by their type."""
+    plain = isinstance(value, int | float | str | None)
+    return repr(value) if plain else f"a {type(value).__name__}"
+
+
+def table(values: Mapping, key: str) -> Mapping:
+    """A table of values."""
+    found = values.get(key)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{key} = {show(found)} should be a table of values")
+    return found
+
+
+def demand(values: Mapping, allowed: Mapping[str, tuple], where: str) -> None:
+    """UserError for a key that is there with another value than the allowed ones."""
+    for key, options in allowed.items():
+        if key not in values:
+            continue
+        value = values[key]
+        plain = isinstance(value, int | float | str | None)
+        if not plain or value not in options:
+            raise UserError(
+                f"{where}{key} = {show(value)} is not supported; supported: "
+                + ", ".join(map(repr, options))
+            )
+
+
+def demand_known(values: Mapping, known: set[str], where: str) -> None:
+    """UserError for keys that are not known, unless they are switched off (None, 0)."""
+    unknown = sorted(str(key) for key in values.keys() - known if values[key])
+    if unknown:
+        raise UserError(f"{where} has unknown keys: {', '.join(unknown)}")
+
+
+def whole(value: Any) -> bool:
+    """True for a positive integer that an extent can be."""
+    return type(value) is int and 0 < value < LARGEST
+
+
+def integer(values: Mapping, key: str, default: int | None = None) -> int:
+    """A positive integer."""
+    value = values.get(key, default)
+    if not whole(value):
+        raise UserError(f"{key} = {show(value)} should be a positive integer")
+    return value
+
+
+def integers(values: Mapping, key: str, *, empty: bool = False) -> list[int]:
+    """A list of positive integers."""
+    found = values.get(key)
+    good = isinstance(found, list | tuple) and (found or empty)
+    if not good or not all(map(whole, found)):
+        raise UserError(f"{key} = {show(found)} should be a list of positive integers")
+    return list(found)
+
+
+def a_level(values: Mapping, key: str, levels: int, default: int) -> list[int]:
+    """One positive integer a level, from such a list or from one number for all."""
+    value = values.get(key)
+    value = default if value is None else value
+    found = [value] * levels if whole(value) else value
+    good = isinstance(found, list | tuple) and len(found) == levels
+    if not good or not all(map(whole, found)):
+        raise UserError(
+            f"{key} = {show(value)} should be a positive integer, or {levels} of them"
+        )
+    return list(found)
+
+
+def number(values: Mapping, key: str, default: float | None = None) -> float:
+    """A positive number below 1e6."""
+    value = values.get(key, default)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if type(value) not in (int, float) or not 0 < value < 1e6:
+        raise UserError(f"{key} = {show(value)} should be a positive number")
+    return float(value)
+
+
+def rate(values: Mapping, key: str) -> float:
+    """A number in [0, 1), 0 where there is none."""
+    value = values.get(key, 0.0)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise UserError(f"{key} = {show(value)} should be a number in [0, 1)")
+    return float(value)
+
+
+def switch(values: Mapping, key: str, default: bool = False) -> bool:
+    """True or false."""
+    value = values.get(key, default)
+    if type(value) is not bool:
+        raise UserError(f"{key} = {show(value)} should be true or false")
+    return value
+
+
+def text(values: Mapping, key: str, default: str | None = None) -> str:
+    """A text."""
+    value = values.get(key, default)
+    if not isinstance(value, str):
+        raise UserError(f"{key} = {show(value)} should be a text")
+    return value
+
+
+def choice(values: Mapping, key: str, options: Mapping[str, Any], default: str) -> Any:
+    """options[value of the key]."""
+    value = values.get(key, default)
+    if not isinstance(value, str) or value not in options:
+        raise UserError(
+            f"{key} = {show(value)} is not supported; valid: {', '.join(options)}"
+        )
+    return options[value]
+
+
+def target(values: Mapping, key: str) -> tuple[str, Mapping]:
+    """(target, params) of a table {target: .., params: ..} of the original program."""
+    found = table(values, key)
+    params = found.get("params")
+    params = {} if params is None else params
+    if not isinstance(params, Mapping):
+        raise UserError(f"{key}.params = {show(params)} should be a table of values")
+    return text(found, "target"), params
+
+
+def names(config: Mapping, key: str, valid: tuple[str, ...], count: int) -> list[str]:
+    """A list of `count` names, each of them valid."""
+    found = config.get(key)
+    good = isinstance(found, list | tuple) and len(found) == count
+    if not good or any(name not in valid for name in found):
+        raise UserError(
+            f"config.json: {key} should be {count} of {' and '.join(valid)}"
+        )
+    return list(found)
+
+
+def attention_levels(
+    config: Mapping, key: str, kinds: tuple[str, str], levels: int
+) -> list[bool]:
+    """For each block whether it attends; kinds: (without, with attention)."""
+    return [kind == kinds[1] for kind in names(config, key, kinds, levels)]

@@ -1,0 +1,362 @@
+"""What pictures are asked for: `Request`, and what a task makes of it.
+
+Owns the user's side of sampling: which fields a request has, which of them a task
+needs, how big the result is, and the batch that the conditioner reads. Evaluates no
+network. A picture may be given as pixels or as a file's name (`pixels`); what
+a PNG remembers of it is the name, or the pixels themselves.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lDM_jax.core import image as image_lib
+from lDM_jax.core.arrays import Batch
+from lDM_jax.core.errors import UserError
+from lDM_jax.sampling.pixels import (
+    Picture,
+    box_map,
+    is_box,
+    read_map,
+    read_pixels,
+    to_uri,
+)
+
+# The fields that hold arrays or the names of files, and how they are read.
+PIXEL_FIELDS = {
+    "image": read_pixels,
+    "mask": read_map,
+    "segmentation": read_map,
+    "target": read_pixels,
+}
+TARGET_LOSSES = ("l2", "lpips")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Everything that determines pictures, besides the weights.
+
+    What: prompt, negative: one text for all seeds; label: a class, by its number or, in
+    a request that is not resolved yet, by its name; layout: a list of (label, likewise,
+    (left, top, width, height)) in fractions; segmentation: i32 "H W" or a grey PNG.
+    image: uint8 "H W 3" or a file: what a super-resolution model enlarges, an
+    inpainting model completes, any other model changes by `strength` in (0, 1]. mask:
+    "H W" or a file, non-zero where there is to be painted; with a model that was not
+    trained to inpaint, the rest is held at every step (blended inpainting).
+    seeds: non-negative integers below 2^32. size_px: (height, width), the model's own
+    if None; window_px above 0 draws in overlapping windows of that side, for pictures
+    larger than memory. regions: a list of (prompt, mask) with masks as above or boxes
+    (left, top, width, height) in fractions; `prompt` is for what no region covers. A
+    third entry, a weight w in [0, 1], leaves 1 - w of the region to `prompt`.
+    regional: "attention" (each position attends to its region's text) or "latent" (one
+    prediction a region, mixed by the masks). source: with an image, the noise that
+    leads to it under this prompt is found (DDIM inversion) and drawn from; "" for none.
+    target: a picture, usually small, that the result is pulled to with target_scale,
+    by `target_loss` "l2" or "lpips" at the target's size (Rombach et al. 2022, section
+    C). classifier_scale: how strongly the pipeline's classifier pulls to `label`.
+    How: None takes the model's default (steps, guidance, sampler, spacing). rescale,
+    interval (low, high, in fractions of the process: 0 clean, 1 noise) and
+    autoguidance (the scale of the pipeline's guide) as in `lDM_jax.diffusion.guidance`.
+    """
+
+    prompt: str | None = None
+    negative: str = ""
+    label: int | str | None = None
+    layout: Sequence | None = None
+    segmentation: Picture | None = None
+    image: Picture | None = None
+    mask: Picture | None = None
+    strength: float = 1.0
+    size_px: tuple[int, int] | None = None
+    window_px: int = 0
+    regions: Sequence | None = None
+    regional: str = "attention"
+    source: str | None = None
+    target: Picture | None = None
+    target_scale: float = 1.0
+    target_loss: str = "l2"
+    classifier_scale: float = 0.0
+    seeds: tuple[int, ...] = (0,)
+    sampler: str | None = None
+    steps: int | None = None
+    spacing: str | None = None
+    guidance: float | None = None
+    eta: float = 0.0
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+    autoguidance: float = 1.0
+
+    def record(self) -> dict:
+        """The request as JSON: fields that are set; arrays as PNG data URIs."""
+        values = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or (field.name not in ALWAYS and value == field.default):
+                continue
+            values[field.name] = plain(value)
+        return values
+
+    def embedded(self) -> "Request":
+        """The same request with the pixels of its files instead of their names.
+
+        Its record is a preset that needs no other file. UserError for unreadable ones.
+        """
+        changes = {
+            name: read(getattr(self, name), name) for name, read in PIXEL_FIELDS.items()
+        }
+        if self.regions is not None:
+            changes["regions"] = [
+                (prompt, where if is_box(where) else read_map(where, "region"), *weight)
+                for prompt, where, *weight in self.regions
+            ]
+        return dataclasses.replace(self, **changes)
+
+
+def plain(value):
+    """A field's value as JSON; arrays as data URIs, files by their name."""
+    if isinstance(value, np.ndarray):
+        return to_uri(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)
+
+
+def from_record(stored: dict) -> Request:
+    """The request of a record. UserError for what is no field of a request."""
+    valid = {field.name for field in dataclasses.fields(Request)}
+    unknown = sorted(stored.keys() - valid)
+    if unknown:
+        raise UserError(
+            f"a request has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
+        )
+    return Request(
+        **{
+            name: tuple(value) if name in TUPLES and isinstance(value, list) else value
+            for name, value in stored.items()
+        }
+    )
+
+
+TUPLES = ("seeds", "size_px", "interval")
+
+
+class Canvas(NamedTuple):
+    """The pixels of a request, and how large its result is.
+
+    image f32 [-1, 1] "H W 3", mask f32 {0, 1} "H W 1" (1 = to be painted),
+    segmentation i32 "H W"; None where the request has none.
+    """
+
+    height_px: int
+    width_px: int
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    segmentation: np.ndarray | None = None
+
+
+def canvas(request: Request, config: ConfigDict) -> Canvas:
+    """Read the request's pixels. UserError for files and extents that do not fit."""
+    task = config.task
+    picture = read_pixels(request.image, "image")
+    mask = read_map(request.mask, "mask")
+    labels = read_map(request.segmentation, "segmentation")
+    size = request.size_px or (config.data.size_px,) * 2
+    if picture is not None:
+        picture = image_lib.to_float(picture)
+        scale = config.low_res.factor if task == "super_resolution" else 1
+        size = tuple(scale * side for side in picture.shape[:2])
+    elif labels is not None:
+        size = labels.shape
+    if request.size_px and tuple(request.size_px) != tuple(size):
+        raise UserError(
+            f"size_px is {tuple(request.size_px)}, but the given pixels make {size}"
+        )
+    if mask is not None:
+        if picture is None or task == "super_resolution":
+            raise UserError("a mask needs the image it belongs to, and no enlarging")
+        if mask.shape != picture.shape[:2]:
+            raise UserError(
+                f"mask of {mask.shape} on an image of {picture.shape[:2]}: give one "
+                "number a pixel"
+            )
+        mask = (mask > 0).astype(np.float32)[:, :, None]
+    return Canvas(*map(int, size), picture, mask, labels)
+
+
+def region_maps(request: Request, given: Canvas) -> np.ndarray:
+    """Of the prompt and of every region: f32 {0, 1} "H W r", the prompt's first.
+
+    The prompt's own is what no region covers.
+    """
+    extent = (given.height_px, given.width_px)
+    maps = []
+    for _, where, *_ in request.regions:
+        if is_box(where):
+            found = box_map(where, extent)
+        else:
+            found = read_map(where, "region") > 0
+        if found.shape != extent:
+            raise UserError(f"region of {found.shape} on a picture of {extent}")
+        maps.append(found)
+    rest = ~np.any(maps, axis=0)
+    return np.stack([rest, *maps], axis=-1).astype(np.float32)
+
+
+def region_weights(request: Request) -> np.ndarray:
+    """The weight of each region, f32 "r". UserError outside 0 .. 1."""
+    weights = [(weight or [1.0])[0] for _, _, *weight in request.regions]
+    if not all(0 <= weight <= 1 for weight in weights):
+        raise UserError(f"the regions weigh {weights}: give numbers from 0 to 1")
+    return np.asarray(weights, np.float32)
+
+
+def check(request: Request, config: ConfigDict) -> None:
+    """UserError where the request lacks what its task needs, or has what it refuses."""
+    task = config.task
+    needed = {
+        "class": ("label", "draws from classes: give a label"),
+        "layout": ("layout", "draws from boxes: give a layout"),
+        "semantic": ("segmentation", "draws from label maps: give a segmentation"),
+        "super_resolution": ("image", "enlarges: give an image"),
+        "inpaint": ("mask", "completes: give an image and a mask"),
+    }
+    if task == "text":
+        if not request.prompt:
+            raise UserError("this model draws from text: give at least one prompt")
+        if not request.prompt.strip():
+            raise UserError("a prompt is empty: give at least one word")
+    elif request.prompt or request.negative:
+        raise UserError(f"this model ({task}) takes no prompt")
+    if task in needed:
+        field, text = needed[task]
+        if getattr(request, field) is None:
+            raise UserError(f"this model {text}")
+    for field in ("label", "layout", "segmentation"):
+        classified = field == "label" and request.classifier_scale
+        wanted = needed.get(task, ("",))[0] == field or classified
+        if getattr(request, field) is not None and not wanted:
+            raise UserError(f"this model ({task}) takes no {field}")
+    if request.regions is not None:
+        if task != "text":
+            raise UserError(f"this model ({task}) takes no regions")
+        if not request.regions or request.regional not in ("attention", "latent"):
+            raise UserError(
+                "give regions as (prompt, mask) and regional as attention or latent"
+            )
+    if task == "retrieval":
+        raise UserError(
+            "this model draws from CLIP embeddings, which a request cannot hold: drive "
+            "it by Pipeline.model"
+        )
+    if not 0 < request.strength <= 1:
+        raise UserError(f"strength is {request.strength}; give a number in (0, 1]")
+    if request.strength < 1 and (request.image is None or task in OWN_IMAGE):
+        raise UserError("strength needs an image that the model is to change")
+    check_guidance(request)
+    if request.source is not None:
+        if request.image is None or request.mask is not None or task in OWN_IMAGE:
+            raise UserError("source needs an image to invert, and no mask")
+        if request.strength < 1 or request.eta:
+            raise UserError("source draws from the image's noise: strength 1, eta 0")
+    classes = config.get("num_classes", 0)
+    if task == "class" and not 0 <= request.label < classes:
+        names = config.data.get("classes", ())
+        raise UserError(
+            f"label is {request.label}; valid: 0 .. {classes - 1}" + named(names)
+        )
+
+
+def label_number(label: int | str | None, config: ConfigDict) -> int | None:
+    """The number of a class given by its number or its name (config.data.classes).
+
+    A text that is both is a name. UserError for a text that is neither.
+    """
+    if not isinstance(label, str):
+        return label
+    names = list(config.data.get("classes", ()))
+    if label in names:
+        return names.index(label)
+    try:
+        return int(label)
+    except ValueError:
+        known = named(names) or "; this model's classes have no names: give a number"
+        raise UserError(f"label is {label!r}{known}") from None
+
+
+def numbered(layout: Sequence | None, config: ConfigDict) -> list | None:
+    """A layout whose labels are numbers, as `label_number` has them."""
+    if layout is None:
+        return None
+    return [(label_number(label, config), box) for label, box in layout]
+
+
+def named(names: Sequence[str]) -> str:
+    """ " (cat, dog)" for a message; "" without names."""
+    some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f" ({some})" if names else ""
+
+
+def check_guidance(request: Request) -> None:
+    """UserError for guidance that cannot be meant."""
+    if not 0 <= request.rescale <= 1:
+        raise UserError(f"rescale is {request.rescale}; valid: 0 to 1")
+    if request.interval is not None:
+        low, high = request.interval
+        if not 0 <= low < high <= 1:
+            raise UserError(
+                f"interval is {request.interval}; give (low, high) between 0 (clean) "
+                "and 1 (noise)"
+            )
+    if request.target_loss not in TARGET_LOSSES:
+        raise UserError(
+            f"target_loss is {request.target_loss!r}; valid: "
+            + ", ".join(TARGET_LOSSES)
+        )
+    if request.classifier_scale and request.label is None:
+        raise UserError("classifier_scale needs the label to pull to")
+    if request.autoguidance != 1 and request.guidance not in (None, 1):
+        raise UserError(
+            f"autoguidance ({request.autoguidance}) takes the place of guidance "
+            f"({request.guidance}): leave one of them at 1"
+        )
+
+
+# Tasks whose image is their condition.
+OWN_IMAGE = ("super_resolution", "inpaint")
+
+
+def row(
+    request: Request,
+    given: Canvas,
+    *,
+    task: str,
+    tokenizer: Callable | None,
+    num_labels: int = 0,
+) -> Batch:
+    """What the conditioner reads of one request: a row of the task's batch keys."""
+    if task == "text":
+        return {"tokens": tokenizer([request.prompt])[0]}
+    if task == "layout":
+        return {"boxes": tokenizer([request.layout])[0]}
+    if task == "class":
+        return {"label": np.asarray(request.label, np.int32)}
+    if task == "semantic":
+        top = int(given.segmentation.max(initial=0))
+        if given.segmentation.min(initial=0) < 0 or top >= num_labels:
+            raise UserError(
+                f"the segmentation holds labels up to {top}; valid: 0 .. "
+                f"{num_labels - 1}"
+            )
+        return {"segmentation": given.segmentation}
+    if task == "super_resolution":
+        return {"low_res": given.image}
+    if task == "inpaint":
+        return {"image": given.image, "mask": given.mask}
+    return {"rows": np.zeros((), np.int32)}

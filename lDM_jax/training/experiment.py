@@ -1,0 +1,327 @@
+"""A config -> what the loop trains: data, stage, frozen networks.
+
+Owns the order in which these are made, and the latent scale that is measured where
+nobody knows it. Data sets are `datasets`' affair, latents that are encoded before
+training those of `latents`, networks `build`'s.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from lDM_jax.core.arrays import Batch
+from lDM_jax.core.distributed import from_first
+from lDM_jax.core.errors import UserError
+from lDM_jax.data import pipeline as data_pipeline
+from lDM_jax.data import sources
+from lDM_jax.data.bad_examples import Ledger
+from lDM_jax.data.latents_cache import Pick, read_plan
+from lDM_jax.diffusion import codec as codec_lib
+from lDM_jax.diffusion.codec import Codec
+from lDM_jax.diffusion.process import make_process
+from lDM_jax.from_config import encode_latents
+from lDM_jax.from_config import networks as networks_lib
+from lDM_jax.from_config.datasets import (
+    describe,
+    ledger,
+    note_classes,
+    resolve,
+    source,
+    transform,
+)
+from lDM_jax.from_config.encode_latents import encode
+from lDM_jax.models.lpips import LPIPS
+from lDM_jax.models.unet import check_extent
+from lDM_jax.training import autoencoder as stage1
+from lDM_jax.training import build, classifier
+from lDM_jax.training import diffusion as stage2
+from lDM_jax.training.state import Stage
+from lDM_jax.weights import directory as weights_directory
+from lDM_jax.weights.lpips import load_lpips
+
+log = logging.getLogger(__name__)
+
+SCALE_SAMPLE_IMAGES = 512
+
+
+@dataclasses.dataclass
+class Experiment:
+    """Everything the loop needs for one config.
+
+    initial: parameters to begin with instead of random ones, by path
+    (config.init_from). judge: (EMA, step) -> figures of samples, or None.
+    """
+
+    config: ConfigDict
+    stage: Stage
+    frozen: Any
+    iterator: Any
+    eval_batches: Callable[[], Any]
+    example_batch: Batch
+    initial: dict = dataclasses.field(default_factory=dict)
+    judge: Callable | None = None
+
+
+class Rows(NamedTuple):
+    """Training and held-out examples, and the transform of each to batch rows.
+
+    ledger: of the training examples that cannot be used.
+    """
+
+    data: Any
+    row: Callable
+    held_out: Any
+    held_out_row: Callable
+    ledger: Ledger | None = None
+
+
+def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment:
+    """Data, networks and stage of a config: what train.py hands to the loop.
+
+    Fills in what the config leaves to its data: see `datasets.resolve`, the names of
+    classes, config.first_stage.scale when it has to be measured. workdir: where
+    examples that cannot be used are listed.
+    """
+    builders = {
+        "autoencoder": _autoencoder,
+        "diffusion": _second_stage,
+        "classifier": _second_stage,
+    }
+    builder = networks_lib.lookup(builders, config.stage, "config.stage")
+    if config.train.batch_size < 1:
+        raise UserError(f"config.train.batch_size = {config.train.batch_size} < 1")
+    return builder(resolve(config), workdir)
+
+
+def _autoencoder(config: ConfigDict, workdir) -> Experiment:
+    network = networks_lib.autoencoder(config.autoencoder)
+    networks_lib.check_pixels(config, network.factor)
+    if config.data.source == "latents":
+        raise UserError("a first stage trains on pictures, not on latents")
+    rows = pictures(config, workdir)  # before anything is downloaded
+    loss, frozen = dict(config.loss), {}
+    path = loss.pop("lpips_weights")
+    if loss["perceptual_weight"]:
+        loss["perceptual"] = LPIPS()
+        frozen["lpips"] = load_lpips(path)
+    stage = stage1.make_stage(
+        network,
+        build.optimizer(config),
+        image_size_px=config.data.size_px,
+        adversary=build.adversary(config),
+        objective=networks_lib.construct(stage1.Objective, loss, "loss"),
+        **averaging(config),
+    )
+    return _with_data(config, stage, frozen, rows)
+
+
+def _second_stage(config: ConfigDict, workdir) -> Experiment:
+    codec, codec_params = networks_lib.first_stage(config)
+    frozen = networks_lib.frozen(config, codec_params)
+    networks_lib.check_pixels(config, codec.factor)
+    latent_shape = codec.latent_shape(config.data.size_px, config.data.size_px)
+    check_extent(latent_shape[:2], len(config.unet.width_mults) - 1)
+    build.optimizer(config)  # its errors before everything is encoded
+    if config.data.source == "latents":
+        rows = from_cache(config, frozen)
+    elif config.data.cache_latents:
+        rows = in_memory(config, codec, codec_params, workdir)
+    else:
+        rows = pictures(config, workdir)
+    if needs_scale(config):
+        moments = first_moments(codec, codec_params, rows)
+        codec = measure_scale(config, codec, moments)
+    make = _classifier if config.stage == "classifier" else _denoiser
+    stage = make(config, codec, latent_shape, rows)
+    return _with_data(config, stage, frozen, rows)
+
+
+def _denoiser(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Stage:
+    networks = networks_lib.model(config, codec)
+    example = next(iter(data_pipeline.batches_once(rows.data, rows.row, batch_size=1)))
+    example.pop("weight")
+    return stage2.make_stage(
+        networks,
+        build.optimizer(config),
+        example_batch=example,
+        latent_shape=latent_shape,
+        **averaging(config),
+        ema_stds=tuple(config.train.get("ema_stds", ())),
+        preview=preview_settings(config),
+        **config.loss,
+    )
+
+
+def _classifier(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Stage:
+    del rows
+    return classifier.make_stage(
+        networks_lib.classifier(config),
+        make_process(**config.process),
+        codec,
+        build.optimizer(config),
+        latent_shape=latent_shape,
+        **averaging(config),
+    )
+
+
+def preview_settings(config: ConfigDict) -> stage2.PreviewSettings:
+    """How previews are drawn: as config.sample says."""
+    section = config.sample
+    return stage2.PreviewSettings(
+        steps=section.steps,
+        guidance=section.guidance,
+        name=section.sampler,
+        spacing=section.get("spacing", "leading"),
+    )
+
+
+def averaging(config: ConfigDict) -> dict:
+    """What all stages take of config.train, where the config has it."""
+    names = "ema_decay", "ema_std", "accumulate_steps"
+    return {name: config.train[name] for name in names if name in config.train}
+
+
+def splits(config: ConfigDict) -> tuple[Any, Any]:
+    """Training and held-out data; tells of them, notes the classes in the config."""
+    data, held_out = (source(config, split) for split in ("train", "validation"))
+    note_classes(config, data)
+    for line in describe(config, data, held_out):
+        log.info("%s", line)
+    return data, held_out
+
+
+def pictures(config: ConfigDict, workdir: str | Path | None = None) -> Rows:
+    """The data set itself; what cannot be used is listed in workdir."""
+    data, held_out = splits(config)
+    row, held_out_row = (transform(config, split) for split in ("train", "validation"))
+    listed = ledger(config, data, workdir, jax.process_index())
+    return Rows(data, row, held_out, held_out_row, listed)
+
+
+def in_memory(config: ConfigDict, codec: Codec, params, workdir=None) -> Rows:
+    """The whole data set encoded now, held in memory.
+
+    What is random in the transform is drawn config.data.cache_draws times.
+    """
+    encode_latents.check_task(config)
+    encoded, draws = [], encode_latents.draws_of(config)
+    both = splits(config)
+    encode_latents.warn_of_frozen(config, both[0], draws)
+    for split, data in zip(("train", "validation"), both, strict=True):
+        row = encode_latents.copies(config, draws=draws, split=split)
+        where = workdir if split == "train" else None
+        listed = ledger(config, data, where, jax.process_index())
+        rows = encode(codec, params, data, row, ledger=listed, name=split)
+        encoded.append(sources.ArraySource(rows))
+    train_row, held_out_row = encode_latents.pick(config, draws=draws)
+    return Rows(encoded[0], train_row, encoded[1], held_out_row)
+
+
+def from_cache(config: ConfigDict, frozen: dict) -> Rows:
+    """What tools/encode_latents has encoded; UserError if it does not fit."""
+    plan = read_plan(config.data.path)
+    encode_latents.check_cache(config, frozen, plan)
+    data, held_out = splits(config)
+    row, held_out_row = encode_latents.pick(
+        config, draws=plan.draws, mirrored=plan.mirrored
+    )
+    return Rows(data, row, held_out, held_out_row)
+
+
+def first_moments(codec: Codec, params, rows: Rows) -> np.ndarray:
+    """Moments of the first SCALE_SAMPLE_IMAGES training examples."""
+    if not isinstance(rows.row, Pick):
+        options = dict(limit=SCALE_SAMPLE_IMAGES, ledger=rows.ledger)
+        return encode(codec, params, rows.data, rows.row, **options)["moments"]
+    first = sources.First(rows.data, SCALE_SAMPLE_IMAGES)
+    batches = data_pipeline.batches_once(first, rows.held_out_row, batch_size=32)
+    return np.concatenate([b["moments"][b["weight"] > 0] for b in batches])
+
+
+def needs_scale(config: ConfigDict) -> bool:
+    """True if neither the config nor the first stage knows the latent scale."""
+    if config.first_stage.scale or config.first_stage.path == "identity":
+        return False
+    if config.first_stage.path == "random":
+        return True
+    stored = weights_directory.read_config(
+        weights_directory.resolve(config.first_stage.path)
+    )
+    return not stored.get("latent_scale", 0.0)
+
+
+def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Codec:
+    """Codec with 1 / std of the latents of the first images; noted in the config."""
+    scale = codec_lib.latent_scale(
+        codec, moments[:SCALE_SAMPLE_IMAGES], jax.random.key(0)
+    )
+    scale = from_first(scale)  # one number on every host, whatever their chips
+    config.first_stage.scale = scale
+    log.info("latent scale %.6g (1 / std of the training latents)", scale)
+    return dataclasses.replace(codec, scale=scale)
+
+
+def _with_data(config, stage, frozen, rows: Rows) -> Experiment:
+    size, data = config.train.batch_size, rows.data
+    shards = jax.process_count()
+    iterator = data_pipeline.loader(
+        data,
+        rows.row,
+        batch_size=size // shards,
+        seed=config.seed,
+        shard_index=jax.process_index(),
+        shard_count=shards,
+        num_workers=config.data.num_workers,
+        ledger=rows.ledger,
+    )
+
+    def eval_batches():
+        return data_pipeline.batches_once(
+            rows.held_out, rows.held_out_row, batch_size=min(size, 32)
+        )
+
+    example = next(iter(eval_batches()))
+    example.pop("weight")
+    initial = initial_params(config, stage)
+    return Experiment(config, stage, frozen, iterator, eval_batches, example, initial)
+
+
+def initial_params(config: ConfigDict, stage: Stage) -> dict:
+    """The parameters of config.init_from by path: those of a trained model.
+
+    only: the beginnings of paths to take, such as ("unet",); empty takes everything.
+    UserError with three lists unless these cover the network, or its named part,
+    exactly, and for a name that is in neither.
+    """
+    section = config.get("init_from", {})
+    if not section.get("path", ""):
+        return {}
+    _, params = networks_lib.load_trained(section.path)
+    abstract = jax.eval_shape(stage.init, jax.random.key(0)).params
+    wanted, given = (flatten_dict(tree, sep="/") for tree in (abstract, params))
+    for name in section.only:
+        if not any(inside(path, (name,)) for path in wanted):
+            raise UserError(
+                f"config.init_from.only: nothing lies below {name!r}; the network has "
+                + ", ".join(sorted({path.split("/")[0] for path in wanted}))
+            )
+    if section.only:
+        wanted, given = (
+            {path: leaf for path, leaf in tree.items() if inside(path, section.only)}
+            for tree in (wanted, given)
+        )
+    weights_directory.check_cover(given, wanted, what=section.path)
+    log.info("starting from %s: %d of its arrays", section.path, len(given))
+    return given
+
+
+def inside(path: str, roots: Sequence[str]) -> bool:
+    """True if a path "a/b/c" is one of `roots` or lies below one."""
+    return any(path == root or path.startswith(f"{root}/") for root in roots)

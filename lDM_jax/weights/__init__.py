@@ -1,0 +1,1 @@
+"""Parameters on disk: directories of safetensors, checkpoints, files of torch."""
