@@ -26,8 +26,6 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, Key, UInt8, jaxtyped
 
-from lDM_jax.core.errors import UserError
-
 __all__ = [
     "Array",
     "Batch",
@@ -39,7 +37,6 @@ __all__ = [
     "Key",
     "Scalars",
     "UInt8",
-    "UserError",
     "typecheck",
 ]
 
@@ -50,6 +47,9 @@ Scalars = dict[str, Array]
 Denoiser = Callable[[Array, Array], Array]
 
 F = TypeVar("F", bound=Callable)
+
+# The fields of `Cond` that are cut along with the latents.
+SPATIAL = ("concat", "regions")
 
 
 @flax.struct.dataclass
@@ -71,6 +71,12 @@ class Cond:
     vector: jax.Array | None = None
     regions: jax.Array | None = None
     boxes: jax.Array | None = None
+
+    @property
+    def spatial(self) -> dict[str, jax.Array]:
+        """The fields that lie over the latents, "b h w ...", of those that are set."""
+        over = {name: getattr(self, name) for name in SPATIAL}
+        return {name: value for name, value in over.items() if value is not None}
 
 
 def typecheck(function: F) -> F:

@@ -19,6 +19,7 @@ Guidance by gradients (`by_score`) adds those of log p(y | z_t) of pictures and 
 Both are functions (z0_hat, z_t, t) -> "b", differentiable by z_t.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -179,7 +180,7 @@ def _per_row(value: Scalar, z: Array) -> Scalar:
 
 
 def _same_shapes(cond: Cond, null: Cond) -> None:
-    for name in ("concat", "context", "vector", "regions", "boxes"):
+    for name in (field.name for field in dataclasses.fields(Cond)):
         left, right = (getattr(c, name) for c in (cond, null))
         shapes = [None if x is None else tuple(x.shape) for x in (left, right)]
         if shapes[0] != shapes[1]:

@@ -22,31 +22,58 @@ LOG_VARIANCE_GAIN = 10.0  # Adam moves u this much faster than a weight
 
 
 @dataclasses.dataclass(frozen=True)
+class Tower:
+    """A text encoder that somebody else trained, and what it reads of a batch.
+
+    name: of its parameters in `frozen`; null_tokens: the empty prompt, as it reads it;
+    reads, writes: keys of the batch, tokens i32 "b n" -> embeddings f32 "b n d".
+    """
+
+    name: str
+    network: nn.Module
+    null_tokens: tuple[int, ...]
+    reads: str = "tokens"
+    writes: str = "embeddings"
+
+    def encode(self, params: dict, batch: Batch, drop: Array) -> Array:
+        """The embeddings of a batch; rows where `drop` is true get the empty prompt's.
+
+        Cached embeddings are taken as they are: only the empty prompt is read then.
+        """
+        null = jnp.asarray(self.null_tokens, jnp.int32)[None]
+        if self.writes in batch:
+            blank = self.network.apply(params, null)
+            return jnp.where(drop[:, None, None], blank, batch[self.writes])
+        tokens = jnp.where(drop[:, None], null, batch[self.reads])
+        return self.network.apply(params, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
 class LatentDiffusion:
     """The networks of the second stage and how they meet.
 
-    `params` is {"unet": ..., "conditioner": ...}, what trains. `frozen` holds what does
-    not: "first_stage" and, with a `tower` (a text encoder that somebody else trained),
-    "text". null_tokens: the empty prompt, as the tower reads it. log_variance: learn,
-    beside them, how large the error is at each time (`losses.diffusion_loss`).
+    `params` is {"unet": ..., "conditioner": ...}, what trains: the denoiser's keep the
+    name under which they have always been stored. `frozen` holds what does not train:
+    "first_stage" and each tower's. log_variance: learn, beside them, how large the
+    error is at each time (`losses.diffusion_loss`).
     """
 
-    unet: nn.Module
+    denoiser: nn.Module
     conditioner: nn.Module
     process: Process
     codec: Codec
-    tower: nn.Module | None = None
-    null_tokens: tuple[int, ...] = ()
+    towers: tuple[Tower, ...] = ()
     log_variance: bool = False
 
     def init(self, key: Array, batch: Batch, z0: Array) -> dict:
         """Random parameters from one example batch and its latents."""
-        unet_key, cond_key = rng.stream(key, "unet"), rng.stream(key, "conditioner")
+        key_denoiser = rng.stream(key, "unet")
+        key_conditioner = rng.stream(key, "conditioner")
         batch = {**batch, **self._blank(batch, z0)}
-        cond, cond_params = self.conditioner.init_with_output(cond_key, batch)
+        cond, cond_params = self.conditioner.init_with_output(key_conditioner, batch)
         t = jnp.zeros(z0.shape[0], jnp.int32)
-        unet_params = self.unet.init(unet_key, z0, t, cond)
-        params = {"unet": unet_params, "conditioner": cond_params}
+        denoiser_params = self.denoiser.init(key_denoiser, z0, t, cond)
+        params = {"unet": denoiser_params, "conditioner": cond_params}
         if self.log_variance:
             params["log_variance"] = {"coefficients": jnp.zeros(LOG_VARIANCE_WAVES)}
         return params
@@ -71,9 +98,18 @@ class LatentDiffusion:
         own = params.get("conditioner", {})  # absent from files where it is empty
         return self.conditioner.apply(own, batch, drop, train, rngs=rngs)
 
-    def denoise(self, params: dict, z_t: Array, t: Array, cond: Cond) -> Array:
-        """One network evaluation, without dropout."""
-        return self.unet.apply(params["unet"], z_t, t, cond)
+    def denoise(
+        self,
+        params: dict,
+        z_t: Array,
+        t: Array,
+        cond: Cond,
+        *,
+        rngs: dict | None = None,
+    ) -> Array:
+        """One evaluation of the denoiser; rngs as in `condition`."""
+        train = rngs is not None
+        return self.denoiser.apply(params["unet"], z_t, t, cond, train, rngs=rngs)
 
     def log_variance_of(self, params: dict, t: Array) -> Array | None:
         """u(t) "b", a cosine series in t / T; None where it is not learned."""
@@ -91,16 +127,8 @@ class LatentDiffusion:
             z = self.codec.encode(frozen["first_stage"], masked)
             mask = 2 * nearest(batch["mask"], self.codec.factor) - 1
             derived["masked"] = jnp.concatenate([z, mask], axis=-1)
-        if self.tower is not None:
-            null = jnp.asarray(self.null_tokens, jnp.int32)[None]
-            if "embeddings" in batch:  # cached; only the dropped text is read
-                blank = self.tower.apply(frozen["text"], null)
-                derived["embeddings"] = jnp.where(
-                    drop[:, None, None], blank, batch["embeddings"]
-                )
-            else:
-                tokens = jnp.where(drop[:, None], null, batch["tokens"])
-                derived["embeddings"] = self.tower.apply(frozen["text"], tokens)
+        for tower in self.towers:
+            derived[tower.writes] = tower.encode(frozen[tower.name], batch, drop)
         return derived
 
     def _blank(self, batch: Batch, z0: Array) -> Batch:
@@ -108,9 +136,9 @@ class LatentDiffusion:
         blank = {}
         if "mask" in batch:
             blank["masked"] = jnp.zeros((*z0.shape[:3], z0.shape[3] + 1))
-        if self.tower is not None:
-            rows = (z0.shape[0], len(self.null_tokens))
-            blank["embeddings"] = jnp.zeros((*rows, self.tower.width))
+        for tower in self.towers:
+            rows = (z0.shape[0], len(tower.null_tokens))
+            blank[tower.writes] = jnp.zeros((*rows, tower.network.width))
         return blank
 
 

@@ -36,8 +36,8 @@ def in_windows(
 ) -> Network:
     """`network` (z, t, cond) over latents "b h w c" of `extent`, in windows.
 
-    window and overlap in latent positions; what lies over the latents in `cond`
-    (concat, regions, boxes) is cut along with them. within: `cond.regions` "b h w 1" is
+    window and overlap in latent positions; what lies over the latents (`Cond.spatial`,
+    and boxes) is cut along with them. within: `cond.regions` "b h w 1" is
     where each row's prediction will be used, and a window counts by its share of it.
     UserError unless 0 <= overlap < window.
     """
@@ -61,8 +61,7 @@ def in_windows(
 
         def add(sums, place):
             total, weights = sums
-            over = {name: getattr(cond, name) for name in ("concat", "regions")}
-            over = {k: cut(v, place) for k, v in over.items() if v is not None}
+            over = {name: cut(value, place) for name, value in cond.spatial.items()}
             used = weight
             if within:
                 share = over["regions"].mean(axis=(1, 2, 3), keepdims=True)
@@ -77,20 +76,14 @@ def in_windows(
             )
             return (total, weights), None
 
-        channels = jax.eval_shape(network, cut(z, places[0]), t, _cut_all(cond, cut))
+        first = {name: cut(value, places[0]) for name, value in cond.spatial.items()}
+        channels = jax.eval_shape(network, cut(z, places[0]), t, cond.replace(**first))
         total = jnp.zeros((*z.shape[:3], channels.shape[-1]))
         weights = jnp.zeros((len(z) if within else 1, *z.shape[1:3], 1))
         (total, weights), _ = jax.lax.scan(add, (total, weights), places)
         return total / weights
 
     return windowed
-
-
-def _cut_all(cond: Cond, cut: Callable) -> Cond:
-    """The condition of the first window, for its shapes."""
-    place = jnp.zeros(2, jnp.int32)
-    over = {name: getattr(cond, name) for name in ("concat", "regions")}
-    return cond.replace(**{k: cut(v, place) for k, v in over.items() if v is not None})
 
 
 def ramp(window: int, overlap: int) -> np.ndarray:

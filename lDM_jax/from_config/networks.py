@@ -18,7 +18,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data.box_tokens import BoxTokenizer
 from lDM_jax.data.tokenizers import BertTokenizer, ClipTokenizer
 from lDM_jax.diffusion.codec import Codec
-from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
+from lDM_jax.diffusion.latent_diffusion import LatentDiffusion, Tower
 from lDM_jax.diffusion.process import make_process
 from lDM_jax.models.autoencoder import Autoencoder, Identity
 from lDM_jax.models.bert_text import TextTransformer
@@ -149,6 +149,12 @@ def tower(config: ConfigDict) -> ClipText | None:
     return construct(ClipText, tower_section(config)["network"], "text.network")
 
 
+def towers(config: ConfigDict) -> tuple[Tower, ...]:
+    """The frozen text towers of a config, as the model reads them."""
+    network = tower(config)
+    return () if network is None else (Tower("text", network, null_tokens(config)),)
+
+
 def frozen_text(config: ConfigDict) -> dict:
     """{"text": the tower's parameters}, or nothing."""
     network = tower(config)
@@ -262,14 +268,12 @@ def in_place(stored: dict, path: Path) -> ConfigDict:
 
 def model(config: ConfigDict, codec: Codec) -> LatentDiffusion:
     """The second stage's networks and process."""
-    text = tower(config)
     return LatentDiffusion(
-        unet=unet(config.unet, out_channels=codec.channels),
+        denoiser=unet(config.unet, out_channels=codec.channels),
         conditioner=conditioner(config),
         process=make_process(**config.process),
         codec=codec,
-        tower=text,
-        null_tokens=null_tokens(config) if text is not None else (),
+        towers=towers(config),
         log_variance=config.get("loss", {}).get("log_variance", False),
     )
 

@@ -33,7 +33,7 @@ class TrainedModel:
         self.latent_shape = model.codec.latent_shape(size, size)
 
     @classmethod
-    def load(cls, name: str) -> "Trained":
+    def load(cls, name: str) -> "TrainedModel":
         """A work directory, a weights directory, or the name of shipped weights.
 
         Raises UserError when it is none of these, or does not fit its own config.
@@ -71,7 +71,7 @@ class TrainedModel:
     def latent_extent(self, height_px: int, width_px: int) -> tuple[int, int, int]:
         """(h, w, c) of a picture's latents. UserError for sides that do not fit."""
         shape = self.model.codec.latent_shape(height_px, width_px)
-        check_extent(shape[:2], self.model.unet.halvings)
+        check_extent(shape[:2], self.model.denoiser.halvings)
         return shape
 
     @cached_property

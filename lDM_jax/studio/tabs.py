@@ -65,7 +65,7 @@ class Served:
         self.name, self.pipe = name, pipe
         self.task = pipe.task.name
         self.side_px = int(pipe.config.data.size_px)
-        self.cell_px = pipe.model.codec.factor * 2**pipe.model.unet.halvings
+        self.cell_px = pipe.model.codec.factor * 2**pipe.model.denoiser.halvings
         self.labels = label_names(pipe)
 
     @property

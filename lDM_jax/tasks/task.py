@@ -28,18 +28,20 @@ class Task:
 
     name: str
     route: tuple[str, str, str] | None = None
+    field: str = ""
+    own_image: bool = False
 
 
 TASKS = {
     task.name: task
     for task in (
         Task("unconditional"),
-        Task("class", ("label", "class", "context")),
-        Task("text", ("tokens", "text", "context")),
-        Task("layout", ("boxes", "layout", "context")),
-        Task("semantic", ("segmentation", "rescaler", "concat")),
-        Task("super_resolution", ("low_res", "as_is", "concat")),
-        Task("inpaint", ("masked", "as_is", "concat")),
+        Task("class", ("label", "class", "context"), "label"),
+        Task("text", ("tokens", "text", "context"), "prompt"),
+        Task("layout", ("boxes", "layout", "context"), "layout"),
+        Task("semantic", ("segmentation", "rescaler", "concat"), "segmentation"),
+        Task("super_resolution", ("low_res", "as_is", "concat"), "image", True),
+        Task("inpaint", ("masked", "as_is", "concat"), "mask", True),
         Task("retrieval", ("embeddings", "as_is", "context")),
     )
 }

@@ -135,8 +135,8 @@ def _diffusion(config: ConfigDict) -> Abstract:
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = codec_params(codec, image)
     frozen, key = {"first_stage": params}, jax.random.key(0)
-    if model.tower is not None:
-        frozen["text"] = jax.eval_shape(model.tower.init, key, row["tokens"])
+    for tower in model.towers:
+        frozen[tower.name] = jax.eval_shape(tower.network.init, key, row[tower.reads])
     if config.data.cache_latents:
         row = {"moments": jax.eval_shape(codec.moments, params, image), **row}
     else:

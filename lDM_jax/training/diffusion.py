@@ -104,7 +104,7 @@ def make_stage(
             params, frozen, rows["batch"], rows["drop"], rngs=dropout
         )
         z_t = process.q_sample(z0, eps, t)
-        prediction = model.unet.apply(params["unet"], z_t, t, cond, True, rngs=dropout)
+        prediction = model.denoise(params, z_t, t, cond, rngs=dropout)
         total, error = losses.diffusion_loss(
             prediction,
             process.target(z0, eps, t),

@@ -144,9 +144,9 @@ def diffusion_figures(config: ConfigDict) -> Figures:
     batch = {"image": floats(1, side, side, 3), **condition}
 
     frozen = {"first_stage": codec_params(codec, batch["image"])}
-    if model.tower is not None:
-        tokens = condition["tokens"]
-        frozen["text"] = jax.eval_shape(model.tower.init, random_key(), tokens)
+    for tower in model.towers:
+        tokens = condition[tower.reads]
+        frozen[tower.name] = jax.eval_shape(tower.network.init, random_key(), tokens)
     cond = jax.eval_shape(model.condition, params, frozen, batch)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     passes = [("UNet", 3, flops.count(model.denoise, params, z, t, cond))]
@@ -155,8 +155,10 @@ def diffusion_figures(config: ConfigDict) -> Figures:
     encode = flops.count(codec.moments, frozen["first_stage"], batch["image"])
     encoded = (not config.data.cache_latents) + ("mask" in condition)
     fixed = encode * ("mask" in condition)
-    if model.tower is not None:
-        read = flops.count(model.tower.apply, frozen["text"], condition["tokens"])
+    for tower in model.towers:
+        read = flops.count(
+            tower.network.apply, frozen[tower.name], condition[tower.reads]
+        )
         fixed += read
         passes.append(("text tower", 1, read))
     whole = flops.count(model.condition, params, frozen, batch)

@@ -139,7 +139,7 @@ def released_names(model: str) -> rule.Shapes:
     unet = found["unet"]["params"]
     in_channels = unet["input_0_0"]["kernel"].shape[2]
     table = name_maps.prefixed(
-        names.unet_names(networks.unet, in_channels), "model.diffusion_model."
+        names.unet_names(networks.denoiser, in_channels), "model.diffusion_model."
     )
     first_stage = names.autoencoder_names(networks.codec.autoencoder)
     table |= name_maps.prefixed(first_stage, "first_stage_model.")
@@ -191,7 +191,7 @@ def test_configs_lock_build_and_shrink(model):
     assert small.task == config.task and small.unet.width < 16
     networks = networks_lib.model(small, networks_lib.abstract_codec(small))
     # The latents of the smoke size can be halved as often as its network wants.
-    assert small.data.size_px // networks.codec.factor >= 2**networks.unet.halvings
+    assert small.data.size_px // networks.codec.factor >= 2**networks.denoiser.halvings
 
 
 @pytest.mark.parametrize("model", slow(ALL, keep=("celeba_ldm:1",)))

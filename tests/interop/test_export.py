@@ -50,7 +50,7 @@ def ours(out, noise, low=None, steps: int = STEPS):
     model, params, frozen = opened(out)
     cond = null = Cond(concat=low)
     guidance = 1.0
-    if model.unet.context_width:
+    if model.denoiser.context_width:
         tokenizer = networks.tokenizer(networks.load_trained(str(out))[0])
         tokens = (tokenizer(PROMPTS), tokenizer([""] * len(PROMPTS)))
         cond, null = (
