@@ -23,8 +23,7 @@ from lDM_jax.core.sharding import (
     sharding_table,
     state_sharding,
 )
-from lDM_jax.from_config import networks
-from lDM_jax.training import experiment
+from lDM_jax.training import build, experiment
 from lDM_jax.training.accumulation import in_parts, join, mean_gradients, split
 from lDM_jax.training.optim import make_optimizer
 from lDM_jax.training.state import TrainState
@@ -181,7 +180,7 @@ def stage_of(name, monkeypatch, arg="smoke", **changes):
     for key, value in changes.items():
         section, _, field = key.partition("__")
         config[section][field] = value
-    monkeypatch.setattr(networks, "optimizer", lambda config: remembering())
+    monkeypatch.setattr(build, "optimizer", lambda config: remembering())
     made = experiment.make(config)
     batch = next(made.iterator)
     made.iterator.close()
