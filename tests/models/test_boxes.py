@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from lDM_jax.core.arrays import Cond
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.box_tokens import BoxTokenizer
 from lDM_jax.diffusion.windows import in_windows
-from lDM_jax.from_config import networks
+from lDM_jax.from_config import networks, older
 from lDM_jax.interop.diffusers import write as to_diffusers
 from lDM_jax.interop.original import write as to_original
 from lDM_jax.models import boxes
@@ -124,6 +125,7 @@ def test_only_models_that_ask_for_it_read_within_boxes():
     assert plain.apply(variables, {"boxes": tokens}, keep).boxes is None
     assert networks.conditioner(small("coco_layout_ldm8")).routes == plain.routes
     del config.layout  # as files from before have it
+    config = ConfigDict(older.complete(config))
     assert networks.conditioner(config).routes == plain.routes
 
 
