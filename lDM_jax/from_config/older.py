@@ -19,6 +19,7 @@ DATA = {
     "path": "",
     "data_dir": "",
     "about": "",
+    "size_px": 256,
     "crop": "center",
     "resize_px": 0,
     "filter": "bicubic",
