@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from lDM_jax.core.arrays import Batch
 from lDM_jax.core.errors import UserError
 from lDM_jax.models.conditioners import ClassConditioner
-from lDM_jax.tasks.task import Condition, Labels, Original, Settings, Task
+from lDM_jax.tasks.task import IDENTITY, Condition, Labels, Original, Settings, Task
 
 
 def conditions(settings: Settings) -> tuple[Condition, ...]:
@@ -44,20 +43,13 @@ def listed(names: tuple[str, ...]) -> str:
     return f" ({some})" if names else ""
 
 
-def row(request, pixels, settings: Settings) -> Batch:
-    """The label."""
-    del pixels, settings
-    return {"label": np.asarray(request.label, np.int32)}
-
-
 def original(settings: Settings, channels: int) -> Original:
     """`ClassEmbedder`, or the UNet's own `label_emb`."""
-    del channels
     rows, width = settings.num_classes + settings.null_class, settings.context_width
     note = "the last class is the null class, which the YAML cannot say"
     note = note if settings.null_class else ""
     if not width:
-        identity = Original("class_label", "adm", "torch.nn.Identity")
+        identity = Original("class_label", "adm", IDENTITY)
         return identity._replace(num_classes=rows, note=note)
     params = dict(n_classes=rows, embed_dim=width, key="class_label")
     return Original("class_label", "crossattn", "ClassEmbedder", params, note=note)
@@ -73,7 +65,9 @@ TASK = Task(
     field="label",
     ask="draws from classes: give a label",
     check=check,
-    row=row,
+    row=lambda request, pixels, settings: {
+        "label": np.asarray(request.label, np.int32)
+    },
     draws_from="classes",
     figures="recognition",
     original=original,

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from lDM_jax.core.arrays import Batch
 from lDM_jax.data.masks import RandomMask
 from lDM_jax.diffusion.latent_diffusion import MaskedLatents
 from lDM_jax.models.conditioners import AsItIs
@@ -22,15 +21,8 @@ def steps(settings: Settings) -> list:
     return [] if own else [RandomMask(**settings.masks)]
 
 
-def row(request, pixels, settings: Settings) -> Batch:
-    """The request's image and mask."""
-    del request, settings
-    return {"image": pixels.image, "mask": pixels.mask}
-
-
 def original(settings: Settings, channels: int) -> Original:
     """The first stage as conditioner."""
-    del settings
     where = ("masked_image", "concat", "__is_first_stage__")
     return Original(*where, channels=channels + 1)
 
@@ -45,7 +37,7 @@ TASK = Task(
     field="mask",
     ask="completes: give an image and a mask",
     own_image=True,
-    row=row,
+    row=lambda request, pixels, settings: {"image": pixels.image, "mask": pixels.mask},
     figures="completion",
     original=original,
 )

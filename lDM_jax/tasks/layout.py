@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from lDM_jax.core.arrays import Batch
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.box_tokens import BoxTokenizer
 from lDM_jax.data.transforms import TokenizeLayout
@@ -26,15 +25,8 @@ def conditions(settings: Settings) -> tuple[Condition, ...]:
     return words, Condition("boxes", "token_boxes", "boxes", places)
 
 
-def row(request, pixels, settings: Settings) -> Batch:
-    """The layout's tokens."""
-    del pixels
-    return {"boxes": settings.tokenizer([request.layout])[0]}
-
-
 def original(settings: Settings, channels: int) -> Original:
     """`BERTEmbedder` without its tokenizer."""
-    del channels
     if settings.layout["within_boxes"]:
         raise UserError("the original program has no place for layout.within_boxes")
     return tokens.original(settings, "coordinates_bbox", use_tokenizer=False)
@@ -51,7 +43,9 @@ TASK = Task(
     labels=Labels("categories", complete=False),
     field="layout",
     ask="draws from boxes: give a layout",
-    row=row,
+    row=lambda request, pixels, settings: {
+        "boxes": settings.tokenizer([request.layout])[0]
+    },
     figures="objects",
     original=original,
 )

@@ -4,7 +4,14 @@ import numpy as np
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.models.conditioners import AsItIs
-from lDM_jax.tasks.task import Condition, Original, Settings, Task, need_context
+from lDM_jax.tasks.task import (
+    IDENTITY,
+    Condition,
+    Original,
+    Settings,
+    Task,
+    need_context,
+)
 
 WIDTH = 768  # of CLIP's image and text embeddings, of which these models read a few
 
@@ -23,16 +30,10 @@ def check(request, settings: Settings) -> None:
     )
 
 
-def original(settings: Settings, channels: int) -> Original:
-    """`Identity`, attended to."""
-    del settings, channels
-    return Original("image", "crossattn", "torch.nn.Identity")
-
-
 TASK = Task(
     name="retrieval",
     conditions=conditions,
     shapes=lambda settings: {"embeddings": (np.float32, (1, WIDTH))},
     check=check,
-    original=original,
+    original=lambda settings, channels: Original("image", "crossattn", IDENTITY),
 )

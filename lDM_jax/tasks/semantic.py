@@ -17,11 +17,6 @@ def conditions(settings: Settings) -> tuple[Condition, ...]:
     return (Condition("segmentation", "rescaler", "concat", network),)
 
 
-def shapes(settings: Settings) -> dict:
-    """The map at the picture's extent."""
-    return {"segmentation": (np.int32, (settings.size_px, settings.size_px))}
-
-
 def steps(settings: Settings) -> list:
     """Nothing but a check of the labels, where their number is known."""
     return [CheckLabels(settings.num_classes)] if settings.num_classes else []
@@ -29,7 +24,6 @@ def steps(settings: Settings) -> list:
 
 def row(request, pixels, settings: Settings) -> Batch:
     """The map. UserError for labels that the model does not know."""
-    del request
     labels, count = pixels.segmentation, settings.num_classes
     top = int(labels.max(initial=0))
     if labels.min(initial=0) < 0 or top >= count:
@@ -41,7 +35,6 @@ def row(request, pixels, settings: Settings) -> Batch:
 
 def original(settings: Settings, channels: int) -> Original:
     """`SpatialRescaler`."""
-    del channels
     stages, width = settings.rescaler["num_stages"], settings.rescaler["width"]
     params = dict(n_stages=stages, in_channels=settings.num_classes)
     params["out_channels"] = width
@@ -51,7 +44,7 @@ def original(settings: Settings, channels: int) -> Original:
 TASK = Task(
     name="semantic",
     conditions=conditions,
-    shapes=shapes,
+    shapes=lambda settings: {"segmentation": (np.int32, (settings.size_px,) * 2)},
     steps=steps,
     example="segmentation",
     hint="label maps in segmentation/ beside images/, or named in metadata.jsonl",

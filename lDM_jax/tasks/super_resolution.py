@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from lDM_jax.core.arrays import Batch
 from lDM_jax.data.degrade import Degrade
 from lDM_jax.models.conditioners import AsItIs
-from lDM_jax.tasks.task import Condition, Original, Settings, Task
+from lDM_jax.tasks.task import IDENTITY, Condition, Original, Settings, Task
 
 
 def conditions(settings: Settings) -> tuple[Condition, ...]:
@@ -32,18 +31,6 @@ def random(settings: Settings) -> list[str]:
     return [] if kind == "bicubic" else [f"degradation {kind!r}"]
 
 
-def row(request, pixels, settings: Settings) -> Batch:
-    """The request's image."""
-    del request, settings
-    return {"low_res": pixels.image}
-
-
-def original(settings: Settings, channels: int) -> Original:
-    """`Identity`, concatenated."""
-    del settings, channels
-    return Original("LR_image", "concat", "torch.nn.Identity", channels=3)
-
-
 TASK = Task(
     name="super_resolution",
     conditions=conditions,
@@ -55,8 +42,10 @@ TASK = Task(
     ask="enlarges: give an image",
     own_image=True,
     enlargement=lambda settings: settings.low_res["factor"],
-    row=row,
+    row=lambda request, pixels, settings: {"low_res": pixels.image},
     figures="enlargement",
-    original=original,
+    original=lambda settings, channels: Original(
+        "LR_image", "concat", IDENTITY, channels=3
+    ),
     diffusers=("LDMSuperResolutionPipeline",),
 )

@@ -22,6 +22,8 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.codec import Codec
 from lDM_jax.diffusion.latent_diffusion import MaskedLatents, Tower
 
+IDENTITY = "torch.nn.Identity"
+
 # Abstract rows of a batch: the dtype and the shape of one row by key.
 Shapes = dict[str, tuple[type, tuple[int, ...]]]
 
@@ -97,34 +99,6 @@ class Original(NamedTuple):
     note: str = ""
 
 
-def no_conditions(settings: Settings) -> tuple[Condition, ...]:
-    """The unconditional model."""
-    del settings
-    return ()
-
-
-def empty(settings: Settings) -> dict:
-    """Nothing of the settings."""
-    del settings
-    return {}
-
-
-def no_steps(settings: Settings) -> list:
-    """No transforms, nothing that is random."""
-    del settings
-    return []
-
-
-def accept(request, settings: Settings) -> None:
-    """Every request."""
-
-
-def blank_row(request, pixels, settings: Settings) -> Batch:
-    """A row that says nothing, but counts."""
-    del request, pixels, settings
-    return {"rows": np.zeros((), np.int32)}
-
-
 def not_written(settings: Settings, channels: int) -> Original:
     """UserError: the original program has no such condition."""
     raise UserError("the original program has no condition of this kind")
@@ -148,7 +122,7 @@ class Task:
         field: of the request, which it must set; ask: what for. own_image: its image is
         the condition. enlargement: how many times larger than its image the result is.
         check(request, settings): UserError for what the task refuses. row(request,
-        pixels, settings): the request's row of the batch.
+        pixels, settings): the request's row of the batch, of which there must be one.
     Figures and exports
         draws_from: "noise", "classes" or "captions" where many pictures need no more.
         figures: the kind in `evaluation.commands.task`. original(settings, latent
@@ -157,24 +131,24 @@ class Task:
     """
 
     name: str
-    conditions: Callable[[Settings], tuple[Condition, ...]] = no_conditions
+    conditions: Callable[[Settings], tuple[Condition, ...]] = lambda settings: ()
     tokenizer: Callable[[Settings], Callable] | None = None
     towers: Callable[[Settings], tuple[Tower, ...]] | None = None
     derive: Callable[[Codec], tuple[MaskedLatents, ...]] | None = None
-    shapes: Callable[[Settings], Shapes] = empty
-    steps: Callable[[Settings], list[Callable]] = no_steps
+    shapes: Callable[[Settings], Shapes] = lambda settings: {}
+    steps: Callable[[Settings], list[Callable]] = lambda settings: []
     example: str = ""
     hint: str = ""
     labels: Labels | None = None
-    random: Callable[[Settings], list[str]] = no_steps
-    cache_options: Callable[[Settings], dict] = empty
+    random: Callable[[Settings], list[str]] = lambda settings: []
+    cache_options: Callable[[Settings], dict] = lambda settings: {}
     uncached: str = ""
     field: str = ""
     ask: str = ""
     own_image: bool = False
     enlargement: Callable[[Settings], int] | None = None
-    check: Callable[[Any, Settings], None] = accept
-    row: Callable[[Any, Any, Settings], Batch] = blank_row
+    check: Callable[[Any, Settings], None] = lambda request, settings: None
+    row: Callable[[Any, Any, Settings], Batch] = lambda *request: {"rows": np.zeros(())}
     draws_from: str = ""
     figures: str = ""
     original: Callable[[Settings, int], Original] = not_written

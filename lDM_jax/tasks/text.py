@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lDM_jax.core.arrays import Batch
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.tokenizers import BertTokenizer, ClipTokenizer
 from lDM_jax.data.transforms import Tokenize
@@ -58,27 +57,14 @@ def conditions(settings: Settings) -> tuple[Condition, ...]:
     return (Condition("embeddings", "tower", "context", AsItIs(droppable=False)),)
 
 
-def shapes(settings: Settings) -> dict:
-    """The tokens."""
-    return {"tokens": (np.int32, (settings.tokenizer.max_length,))}
-
-
 def check(request, settings: Settings) -> None:
     """UserError for a prompt without a word."""
-    del settings
     if not request.prompt.strip():
         raise UserError("a prompt is empty: give at least one word")
 
 
-def row(request, pixels, settings: Settings) -> Batch:
-    """The prompt's tokens."""
-    del pixels
-    return {"tokens": settings.tokenizer([request.prompt])[0]}
-
-
 def original(settings: Settings, channels: int) -> Original:
     """`BERTEmbedder`, or the tower of Stable Diffusion."""
-    del channels
     if is_frozen(settings):
         return Original("caption", "crossattn", "")
     return tokens.original(settings, "caption")
@@ -89,14 +75,16 @@ TASK = Task(
     conditions=conditions,
     tokenizer=tokenizer,
     towers=towers,
-    shapes=shapes,
+    shapes=lambda settings: {"tokens": (np.int32, (settings.tokenizer.max_length,))},
     steps=lambda settings: [Tokenize(settings.tokenizer)],
     example="caption",
     hint="photo.txt beside photo.jpg, or a caption in metadata.jsonl",
     field="prompt",
     ask="draws from text: give at least one prompt",
     check=check,
-    row=row,
+    row=lambda request, pixels, settings: {
+        "tokens": settings.tokenizer([request.prompt])[0]
+    },
     draws_from="captions",
     original=original,
     diffusers=("LDMTextToImagePipeline", "StableDiffusionPipeline"),

@@ -1,18 +1,11 @@
 """From noise alone."""
 
-from lDM_jax.tasks.task import Original, Settings, Task
-
-
-def original(settings: Settings, channels: int) -> Original:
-    """No conditioner."""
-    del settings, channels
-    return Original("image", None, "__is_unconditional__")
-
+from lDM_jax.tasks.task import Original, Task
 
 TASK = Task(
     name="unconditional",
     draws_from="noise",
     figures="nearest",
-    original=original,
+    original=lambda settings, channels: Original("image", None, "__is_unconditional__"),
     diffusers=("LDMPipeline",),
 )
