@@ -21,7 +21,8 @@ import numpy as np
 
 from lDM_jax.from_config import networks
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.tasks import task as task_lib
+from lDM_jax.from_config.task_settings import task_of, task_settings
+from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.training import build
 from lDM_jax.training import diffusion as stage2
 
@@ -38,10 +39,7 @@ def first_stage(config):
 def batches(config, codec, rows: int) -> dict[str, dict]:
     """The same conditions with pictures and with moments."""
     rng, size = np.random.default_rng(0), config.data.size_px
-    task = task_lib.get_task(config.task)
-    shapes = task_lib.example_shapes(
-        task, networks.tokenizer(config), rows=rows, size_px=size, factor=codec.factor
-    )
+    shapes = example_shapes(task_of(config), task_settings(config), rows=rows)
     conditions = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
     height, width, channels = codec.latent_shape(size, size)
     channels *= 2 if codec.autoencoder.is_kl else 1

@@ -35,6 +35,10 @@ class Tower:
     reads: str = "tokens"
     writes: str = "embeddings"
 
+    def blank(self, z0: Array) -> Array:
+        """Zeros in the shape of the embeddings."""
+        return jnp.zeros((len(z0), len(self.null_tokens), self.network.width))
+
     def encode(self, params: dict, batch: Batch, drop: Array) -> Array:
         """The embeddings of a batch; rows where `drop` is true get the empty prompt's.
 
@@ -49,13 +53,38 @@ class Tower:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskedLatents:
+    """What the first stage makes of the picture that is black under the mask.
+
+    Reads `image` and `mask` of a batch, writes f32 "b h w c+1": the latents, and the
+    mask in {-1, 1} at their extent.
+    """
+
+    codec: Codec
+    name: str = "first_stage"
+    writes: str = "masked"
+
+    def blank(self, z0: Array) -> Array:
+        """Zeros in the shape of what is written."""
+        return jnp.zeros((*z0.shape[:3], z0.shape[3] + 1))
+
+    def encode(self, params: dict, batch: Batch, drop: Array) -> Array:
+        """Latents and mask; rows are dropped by the conditioner."""
+        del drop
+        z = self.codec.encode(params, masked_image(batch["image"], batch["mask"]))
+        mask = 2 * nearest(batch["mask"], self.codec.factor) - 1
+        return jnp.concatenate([z, mask], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
 class LatentDiffusion:
     """The networks of the second stage and how they meet.
 
     `params` is {"unet": ..., "conditioner": ...}, what trains: the denoiser's keep the
     name under which they have always been stored. `frozen` holds what does not train:
-    "first_stage" and each tower's. log_variance: learn, beside them, how large the
-    error is at each time (`losses.diffusion_loss`).
+    "first_stage" and each tower's. derived: what else frozen networks make of a batch.
+    log_variance: learn, beside them, how large the error is at each time
+    (`losses.diffusion_loss`).
     """
 
     denoiser: nn.Module
@@ -64,12 +93,14 @@ class LatentDiffusion:
     codec: Codec
     towers: tuple[Tower, ...] = ()
     log_variance: bool = False
+    derived: tuple[MaskedLatents, ...] = ()
 
     def init(self, key: Array, batch: Batch, z0: Array) -> dict:
         """Random parameters from one example batch and its latents."""
         key_denoiser = rng.stream(key, "unet")
         key_conditioner = rng.stream(key, "conditioner")
-        batch = {**batch, **self._blank(batch, z0)}
+        blank = {one.writes: one.blank(z0) for one in (*self.derived, *self.towers)}
+        batch = {**batch, **blank}
         cond, cond_params = self.conditioner.init_with_output(key_conditioner, batch)
         t = jnp.zeros(z0.shape[0], jnp.int32)
         denoiser_params = self.denoiser.init(key_denoiser, z0, t, cond)
@@ -93,7 +124,11 @@ class LatentDiffusion:
         """
         if drop is None:
             drop = jnp.zeros(len(next(iter(batch.values()))), bool)
-        derived = jax.lax.stop_gradient(self._derive(frozen, batch, drop))
+        derived = {
+            one.writes: one.encode(frozen[one.name], batch, drop)
+            for one in (*self.derived, *self.towers)
+        }
+        derived = jax.lax.stop_gradient(derived)
         batch, train = {**batch, **derived}, rngs is not None
         own = params.get("conditioner", {})  # absent from files where it is empty
         return self.conditioner.apply(own, batch, drop, train, rngs=rngs)
@@ -118,28 +153,6 @@ class LatentDiffusion:
         coefficients = params["log_variance"]["coefficients"]
         place = t.astype(jnp.float32) / self.process.num_timesteps
         return losses.cosine_series(LOG_VARIANCE_GAIN * coefficients, place)
-
-    def _derive(self, frozen: dict, batch: Batch, drop: Array) -> Batch:
-        """What the frozen networks make of a batch."""
-        derived = {}
-        if "mask" in batch:
-            masked = masked_image(batch["image"], batch["mask"])
-            z = self.codec.encode(frozen["first_stage"], masked)
-            mask = 2 * nearest(batch["mask"], self.codec.factor) - 1
-            derived["masked"] = jnp.concatenate([z, mask], axis=-1)
-        for tower in self.towers:
-            derived[tower.writes] = tower.encode(frozen[tower.name], batch, drop)
-        return derived
-
-    def _blank(self, batch: Batch, z0: Array) -> Batch:
-        """Zeros in the shapes of what `_derive` gives."""
-        blank = {}
-        if "mask" in batch:
-            blank["masked"] = jnp.zeros((*z0.shape[:3], z0.shape[3] + 1))
-        for tower in self.towers:
-            rows = (z0.shape[0], len(tower.null_tokens))
-            blank[tower.writes] = jnp.zeros((*rows, tower.network.width))
-        return blank
 
 
 def masked_image(x: Array, mask: Array) -> Array:

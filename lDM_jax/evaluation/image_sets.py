@@ -152,8 +152,8 @@ class Data:
                 "size_px": data.size_px,
                 "background": data.background,
                 "crop": "center",
-                "resize_px": data.get("resize_px", 0),
-                "filter": data.get("filter", "bicubic"),
+                "resize_px": data.resize_px,
+                "filter": data.filter,
                 "flip": 0.0,
             },
         }

@@ -21,11 +21,11 @@ from lDM_jax.core.distributed import is_first, whole
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.commands import generate
-from lDM_jax.from_config import networks
+from lDM_jax.from_config import datasets, networks
+from lDM_jax.from_config.task_settings import task_of
 from lDM_jax.sampling.pipeline import Pipeline
 
 FOLDER = "tracking"
-EMBEDDED = ("emoji", "scenes")
 
 
 def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
@@ -36,14 +36,14 @@ def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
     """
     config = experiment.config
     train = config.train
-    if not train.get("fd_every_steps", 0):
+    if not train.get("fd_every_steps"):  # of second stages only
         return None
-    if config.task not in ("class", "text", "unconditional"):
+    if not task_of(config).draws_from:
         raise UserError(
             f"config.train.fd_every_steps = {train.fd_every_steps}: the task "
             f"{config.task!r} draws from given pictures or layouts; valid: 0"
         )
-    own = "emoji" if config.data.source in EMBEDDED else options.INCEPTION
+    own = "emoji" if config.data.source in datasets.EMBEDDED else options.INCEPTION
     parser = argparse.ArgumentParser()
     generate.sampling_arguments(parser)
     args = parser.parse_args(

@@ -31,22 +31,14 @@ from lDM_jax.data.records import RecordSource
 from lDM_jax.data.scenes import SceneSource
 from lDM_jax.data.tfds_source import TfdsSource
 from lDM_jax.from_config import networks
-from lDM_jax.tasks import task as task_lib
+from lDM_jax.from_config.task_settings import task_of, task_settings
+from lDM_jax.models.construct import lookup
+from lDM_jax.tasks.registry import train_transform
 
 EMBEDDED = ("emoji", "scenes")
 HELD_OUT_SCENES = 512
 LOOKED_AT = 500  # captions whose length is examined before training
-CROP = ("crop", "resize_px", "filter", "min_px")  # what they are if not set: `cropping`
-# Task -> the key that its examples need.
-NEEDED = {
-    "text": "caption",
-    "class": "label",
-    "layout": "layout",
-    "semantic": "segmentation",
-}
-
-
-LABELLED = ("class", "layout")  # tasks whose labels have numbers and may have names
+CROP = ("crop", "resize_px", "filter", "min_px")
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -58,9 +50,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     cannot be counted, and as `source`.
     """
     data = config.data
-    if data.get("path", "") and data.source in EMBEDDED:
+    if data.path and data.source in EMBEDDED:
         data.source = "folder"
-    if config.get("task") == "class" and not config.num_classes:
+    labels = task_of(config).labels
+    if labels and labels.complete and not config.num_classes:
         found = num_classes(source(config, "train"))
         if not found:
             raise UserError(
@@ -78,17 +71,15 @@ def source(config: ConfigDict, split: str):
     what the config expects; and for data without the condition of the config's task.
     """
     data = config.data
-    make = networks.lookup(SOURCES, data.source, "config.data.source")
+    make = lookup(SOURCES, data.source, "config.data.source")
     try:
         chosen = make(config, split)
     except UserError as error:
-        about = data.get("about", "")
-        raise UserError(f"{error}" + f". {about}" * bool(about)) from None
+        raise UserError(f"{error}" + f". {data.about}" * bool(data.about)) from None
     if data.source != "latents":
         check_conditions(config, chosen)
     check_classes(config, chosen)
-    limit = data.get("limit", 0)
-    return sources.First(chosen, limit) if limit else chosen
+    return sources.First(chosen, data.limit) if data.limit else chosen
 
 
 def _emoji(config: ConfigDict, split: str):
@@ -96,7 +87,7 @@ def _emoji(config: ConfigDict, split: str):
 
 
 def _scenes(config: ConfigDict, split: str):
-    options = dict(config.data.get("scenes", {}))
+    options = dict(config.data.scenes)
     if split != "train":
         options["num_scenes"] = HELD_OUT_SCENES
     return SceneSource(split=split, size_px=config.data.size_px, **options)
@@ -105,14 +96,14 @@ def _scenes(config: ConfigDict, split: str):
 def _files(kind: Callable) -> Callable:
     def make(config: ConfigDict, split: str):
         data = config.data
-        return kind(data.path, split=split, min_px=data.get("min_px", 1))
+        return kind(data.path, split=split, min_px=data.min_px)
 
     return make
 
 
 def _tfds(config: ConfigDict, split: str):
     data = config.data
-    options = dict(data_dir=data.get("data_dir", ""), min_px=data.get("min_px", 1))
+    options = dict(data_dir=data.data_dir, min_px=data.min_px)
     return TfdsSource(data.path, split=split, **options)
 
 
@@ -147,29 +138,26 @@ def conditions(source) -> list[str]:
 
 def check_conditions(config: ConfigDict, source) -> None:
     """UserError if the data set does not hold the condition of the config's task."""
-    task = config.get("task")
-    key, there = NEEDED.get(task), conditions(source)
+    task = task_of(config)
+    key, there = task.example, conditions(source)
     if key and key not in there:
-        where = {
-            "caption": ": photo.txt beside photo.jpg, or a caption in metadata.jsonl",
-            "label": ": every image in a sub-folder, one a class, or a label in "
-            "metadata.jsonl",
-            "layout": ": boxes and labels in metadata.jsonl",
-            "segmentation": ": label maps in segmentation/ beside images/, or named in "
-            "metadata.jsonl",
-        }
-        hint = where[key] if isinstance(source, FolderSource) else ""
+        hint = f": {task.hint}" if isinstance(source, FolderSource) else ""
         raise UserError(
-            f"task {task!r} needs data with a {key}{hint}; config.data.source = "
+            f"task {task.name!r} needs data with a {key}{hint}; config.data.source = "
             f"{config.data.source!r} has {', '.join(sorted([*there, 'image']))}"
         )
 
 
-def class_names(source, task: str = "class") -> list[str]:
-    """The names of the labels of pictures, or of boxes for the task "layout", by
+def class_names(source, where: str = "classes") -> list[str]:
+    """The names of the labels of pictures ("classes"), or of boxes ("categories"), by
     number; none without names."""
-    where = "categories" if task == "layout" else "classes"
     return list(getattr(source, where, None) or ())
+
+
+def label_names(config: ConfigDict, source) -> list[str]:
+    """The names of the labels that the config's task reads, or else of pictures."""
+    labels = task_of(config).labels
+    return class_names(source, labels.names if labels else "classes")
 
 
 def num_classes(source) -> int:
@@ -184,19 +172,18 @@ def check_classes(config: ConfigDict, source) -> None:
     those of pictures or boxes, others: labels would mean something else than in
     training. Boxes may lack the last of them (COCO without its file of stuff).
     """
-    if config.get("task") not in LABELLED:
+    labels = task_of(config).labels
+    if labels is None:
         return
     where = config.data.path or config.data.source
-    count = num_classes(source) if config.task == "class" else 0
+    count = num_classes(source) if labels.complete else 0
     if count and 0 < config.num_classes < count:
         raise UserError(
             f"config.num_classes = {config.num_classes}, but {where} has {count} "
             "classes (0 takes as many as there are)"
         )
-    known, there = config.data.get("classes", ()), class_names(source, config.task)
-    same = list(known) == there
-    if config.task == "layout":
-        same = list(known[: len(there)]) == there
+    known, there = config.data.classes, class_names(source, labels.names)
+    same = list(known if labels.complete else known[: len(there)]) == there
     if known and there and not same:
         pairs = zip([*known, None], [*there, None], strict=False)
         old, new = next(pair for pair in pairs if pair[0] != pair[1])
@@ -209,8 +196,8 @@ def check_classes(config: ConfigDict, source) -> None:
 
 def note_classes(config: ConfigDict, source) -> None:
     """Store the names of pictures' or boxes' labels as config.data.classes."""
-    names = class_names(source, config.get("task"))
-    if config.get("task") in LABELLED and names:
+    names = label_names(config, source)
+    if task_of(config).labels and names:
         with config.unlocked():
             config.data.classes = tuple(names)
 
@@ -223,7 +210,7 @@ def describe(config: ConfigDict, data, held_out) -> list[str]:
     where = config.data.path or "the embedded set"
     counts = f"{len(data)} training, {len(held_out)} held-out pictures"
     lines = [f"data: {counts}, {where} ({config.data.source})"]
-    names = config.data.get("classes", ())
+    names = config.data.classes
     if names:
         some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         lines.append(f"classes: {len(names)} ({some})")
@@ -267,7 +254,7 @@ def cut_captions(config: ConfigDict, source) -> tuple[int, int]:
     captions without decoding; else (0, 0).
     """
     read = getattr(source, "captions_of", None)
-    if config.get("task") != "text" or read is None:
+    if task_of(config).example != "caption" or read is None:
         return 0, 0
     tokenizer, cut, looked = networks.tokenizer(config), 0, 0
     for i in range(min(len(source), LOOKED_AT)):
@@ -287,13 +274,12 @@ def cropping(config: ConfigDict, split: str) -> tuple[Callable | None, Callable 
     the shorter side (`degrade.RandomCrop`). Held-out pictures are cut at their centre.
     """
     data = config.data
-    kind = data.get("crop", "center")
+    kind = data.crop
     if kind == "share" and split == "train":
         return None, RandomCrop(data.size_px)
     kind = "center" if split != "train" or kind == "share" else kind
-    options = dict(resize_px=data.get("resize_px", 0))
-    cut = Crop(data.size_px, kind, method=data.get("filter", "bicubic"), **options)
-    return cut, None
+    options = dict(resize_px=data.resize_px, method=data.filter)
+    return Crop(data.size_px, kind, **options), None
 
 
 def transform(
@@ -306,15 +292,12 @@ def transform(
     data = config.data
     if flip is None:
         flip = data.flip if split == "train" else 0.0
-    return task_lib.train_transform(
-        task_lib.get_task(config.get("task", "unconditional")),
-        networks.tokenizer(config),
+    return train_transform(
+        task_of(config),
+        task_settings(config),
         background=data.background,
         flip=flip,
         crop=cropping(config, split),
-        low_res={k: v for k, v in config.get("low_res", {}).items() if k != "fold"},
-        masks=dict(config.get("masks", {})),
-        num_labels=config.get("num_classes", 0),
     )
 
 
@@ -326,5 +309,4 @@ def ledger(
     if workdir is not None:
         name = f"bad_examples.{process}.jsonl" if process else "bad_examples.jsonl"
         path = Path(workdir) / name
-    share = config.data.get("max_bad_share", 0.05)
-    return Ledger(len(source), path=path, max_share=share)
+    return Ledger(len(source), path=path, max_share=config.data.max_bad_share)

@@ -25,7 +25,8 @@ from lDM_jax.data import latents_cache as files
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.diffusion.codec import Codec
-from lDM_jax.from_config import datasets, networks
+from lDM_jax.from_config import datasets
+from lDM_jax.from_config.task_settings import task_of, task_settings
 
 log = logging.getLogger(__name__)
 
@@ -134,21 +135,20 @@ def pick(config: ConfigDict, *, draws: int = 1, mirrored: bool | None = None):
 
 def draws_of(config: ConfigDict) -> int:
     """How often what is random is drawn for a cache: data.cache_draws, at least 1."""
-    return max(1, config.data.get("cache_draws", 0))
+    return max(1, config.data.cache_draws)
 
 
 def frozen_choices(config: ConfigDict, source) -> list[str]:
     """What a cache draws at random and training then always sees the same, in words."""
-    data, found = config.data, []
-    if data.get("crop", "center") != "center":
-        found.append(f"crop {data.crop!r}")
+    data, task, choices = config.data, task_of(config), []
+    if data.crop != "center":
+        choices.append(f"crop {data.crop!r}")
     if data.background == "random":
-        found.append("background 'random'")
-    if config.task == "super_resolution" and config.low_res.kind != "bicubic":
-        found.append(f"degradation {config.low_res.kind!r}")
-    if config.task == "text" and has_choices(source):
-        found.append("one of several captions")
-    return found
+        choices.append("background 'random'")
+    choices += task.random(task_settings(config))
+    if task.example == "caption" and has_choices(source):
+        choices.append("one of several captions")
+    return choices
 
 
 def has_choices(source) -> bool:
@@ -178,10 +178,11 @@ def warn_of_frozen(config: ConfigDict, source, draws: int) -> None:
 
 def check_task(config: ConfigDict) -> None:
     """UserError for a task that reads pixels, of which a cache holds none."""
-    if config.task == "inpaint":
+    task = task_of(config)
+    if task.uncached:
         raise UserError(
-            "task 'inpaint' encodes the masked picture, which no cache holds: set "
-            "config.data.cache_latents = False and a source of pictures"
+            f"task {task.name!r} {task.uncached}: set config.data.cache_latents = "
+            "False and a source of pictures"
         )
 
 
@@ -197,18 +198,14 @@ def fingerprint(params) -> str:
 
 def options(config: ConfigDict) -> dict:
     """What decides how examples become batch rows, for comparison; plain JSON."""
-    data = config.data
-    found = {"task": config.task, "background": data.background}
-    found |= {name: data.get(name, None) for name in ("size_px", *datasets.CROP)}
-    tokenizer = networks.tokenizer(config)
+    data, settings = config.data, task_settings(config)
+    values = {"task": config.task, "background": data.background}
+    values |= {name: data[name] for name in ("size_px", *datasets.CROP)}
+    tokenizer = settings.tokenizer
     if tokenizer is not None:
-        found["tokens"] = [type(tokenizer).__name__, tokenizer.max_length]
-        found["tokens"].append(config.text.get("pad", ""))
-    if config.task == "semantic":
-        found["num_classes"] = config.num_classes
-    if config.task == "super_resolution":
-        found["low_res"] = dict(config.low_res)
-    return found
+        values["tokens"] = [type(tokenizer).__name__, tokenizer.max_length]
+        values["tokens"].append(config.text.get("pad", ""))
+    return values | task_of(config).cache_options(settings)
 
 
 def plan(
@@ -225,7 +222,7 @@ def plan(
         sources={name: listing(source) for name, source in splits.items()},
         lengths={name: len(source) for name, source in splits.items()},
         num_classes=datasets.num_classes(train),
-        classes=datasets.class_names(train, config.task),
+        classes=datasets.label_names(config, train),
         mirrored=bool(config.data.flip),
         **changes,
     )

@@ -5,7 +5,6 @@ with 0 or "" standing for "not set" where ml_collections needs a typed default.
 """
 
 import dataclasses
-import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,31 +14,21 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.box_tokens import BoxTokenizer
-from lDM_jax.data.tokenizers import BertTokenizer, ClipTokenizer
 from lDM_jax.diffusion.codec import Codec
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion, Tower
 from lDM_jax.diffusion.process import make_process
+from lDM_jax.from_config import older
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.models.autoencoder import Autoencoder, Identity
-from lDM_jax.models.bert_text import TextTransformer
-from lDM_jax.models.boxes import TokenBoxes
-from lDM_jax.models.clip_text import ClipText
-from lDM_jax.models.conditioners import (
-    AsItIs,
-    ClassConditioner,
-    Conditioner,
-    SpatialRescaler,
-    TextConditioner,
-)
+from lDM_jax.models.conditioners import Conditioner
+from lDM_jax.models.construct import construct, lookup
 from lDM_jax.models.latent_classifier import LatentClassifier
 from lDM_jax.models.unet import REMAT_POLICIES, UNet
-from lDM_jax.tasks import task as task_lib
 from lDM_jax.weights import checkpoint
 from lDM_jax.weights import directory as weights_directory
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SCALE_SAMPLE_IMAGES = 512
 
 
@@ -59,7 +48,7 @@ def unet(section: dict, *, out_channels: int) -> UNet:
         section[key] = section[key] or None
     for key in ("width_mults", "attn_factors"):
         section[key] = tuple(section[key])
-    depth = section.get("transformer_depth", 1)
+    depth = section["transformer_depth"]
     if not isinstance(depth, int):
         section["transformer_depth"] = tuple(depth)
         if len(depth) != len(section["width_mults"]):
@@ -67,11 +56,8 @@ def unet(section: dict, *, out_channels: int) -> UNet:
                 f"config.unet.transformer_depth = {tuple(depth)}: give one number, or "
                 f"one for each of the {len(section['width_mults'])} levels"
             )
-    lookup(
-        REMAT_POLICIES,
-        section.get("remat_policy", "nothing"),
-        "config.unet.remat_policy",
-    )
+    if "remat_policy" in section:
+        lookup(REMAT_POLICIES, section["remat_policy"], "config.unet.remat_policy")
     heads, channels = section["num_heads"], section["head_channels"]
     if (heads is None) == (channels is None):
         raise UserError(
@@ -90,89 +76,37 @@ def unet(section: dict, *, out_channels: int) -> UNet:
     return construct(UNet, {**section, "out_channels": out_channels}, "unet")
 
 
-def construct(kind: type, section: dict, name: str):
-    """kind(**section) with the dtype looked up and a readable error for wrong keys."""
-    section = dict(section)
-    if "dtype" in section:
-        section["dtype"] = lookup(DTYPES, section["dtype"], f"config.{name}.dtype")
-    valid = set(inspect.signature(kind).parameters) - {"parent", "name"}
-    unknown = sorted(section.keys() - valid)
-    if unknown:
-        raise UserError(
-            f"config.{name} has unknown keys {unknown}; valid: {sorted(valid)}"
-        )
-    return kind(**section)
-
-
-def lookup(table: dict, key: str, where: str):
-    """table[key], or UserError naming `where` and the valid keys."""
-    if key not in table:
-        raise UserError(f"{where} = {key!r} is unknown; valid: {', '.join(table)}")
-    return table[key]
-
-
-def text_kind(config: ConfigDict) -> str:
-    """ "bert" (trained with the denoiser) or "clip" (a frozen tower)."""
-    kind = config.text.get("kind", "bert")
-    return lookup({"bert": "bert", "clip": "clip"}, kind, "config.text.kind")
-
-
 def tokenizer(config: ConfigDict) -> Callable | None:
     """What turns the texts (or boxes) of a task into tokens, None without any."""
-    task = config.get("task")
-    if task == "layout":
-        return BoxTokenizer(config.text.max_length, config.text.vocab_size)
-    if task != "text":
-        return None
-    if text_kind(config) == "bert":
-        return BertTokenizer(max_length=config.text.max_length)
-    section = tower_section(config)
-    length = section["network"].get("max_length", 77)
-    return ClipTokenizer(max_length=length, pad=section.get("pad", "eos"))
-
-
-def tower_section(config: ConfigDict) -> dict:
-    """The text section of a frozen tower: of its own directory, else of the config."""
-    path = config.text.path
-    if path in ("", "random"):
-        return config.text.to_dict()
-    stored = weights_directory.read_config(weights_directory.resolve(path))
-    if stored.get("stage") != "text":
-        raise UserError(f"{path} is no text tower (stage: {stored.get('stage')})")
-    return stored["text"]
-
-
-def tower(config: ConfigDict) -> ClipText | None:
-    """The frozen text tower of a config, without its weights; None without one."""
-    if config.get("task") != "text" or text_kind(config) != "clip":
-        return None
-    return construct(ClipText, tower_section(config)["network"], "text.network")
+    return task_settings(config).tokenizer
 
 
 def towers(config: ConfigDict) -> tuple[Tower, ...]:
-    """The frozen text towers of a config, as the model reads them."""
-    network = tower(config)
-    return () if network is None else (Tower("text", network, null_tokens(config)),)
+    """The frozen text towers of a config, without their weights."""
+    task = task_of(config)
+    return task.towers(task_settings(config)) if task.towers else ()
 
 
-def frozen_text(config: ConfigDict) -> dict:
-    """{"text": the tower's parameters}, or nothing."""
-    network = tower(config)
-    if network is None:
-        return {}
-    path, key = config.text.path, jax.random.key(0)
-    tokens = jnp.zeros((1, network.max_length), jnp.int32)
+def frozen_towers(config: ConfigDict) -> dict:
+    """The parameters of the frozen towers by name, from config.<name>.path."""
+    return {tower.name: tower_params(config, tower) for tower in towers(config)}
+
+
+def tower_params(config: ConfigDict, tower: Tower) -> dict:
+    """The parameters of one tower; drawn, if its path is "random"."""
+    path, key = config[tower.name].path, jax.random.key(0)
+    tokens = jnp.zeros((1, len(tower.null_tokens)), jnp.int32)
     if path == "random":
-        return {"text": jax.jit(network.init)(key, tokens)}
+        return jax.jit(tower.network.init)(key, tokens)
     if not path:
         raise UserError(
-            "config.text.path is empty: give the weights directory of a text tower "
-            "(python -m lDM_jax.tools.convert makes one)"
+            f"config.{tower.name}.path is empty: give the weights directory of a text "
+            "tower (python -m lDM_jax.tools.convert makes one)"
         )
     _, params = weights_directory.load(weights_directory.resolve(path))
-    shapes = jax.eval_shape(network.init, key, tokens)
+    shapes = jax.eval_shape(tower.network.init, key, tokens)
     weights_directory.check_cover(params, shapes, what=path)
-    return {"text": params}
+    return params
 
 
 def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
@@ -201,7 +135,7 @@ def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     if stored.stage != "autoencoder":
         raise UserError(f"{section.path} is not a first stage (stage: {stored.stage})")
     network = autoencoder(stored.autoencoder)
-    scale = section.scale or stored.get("latent_scale", 0.0) or 1.0
+    scale = section.scale or stored.latent_scale or 1.0
     if isinstance(scale, list | tuple):
         return Codec(network, tuple(float(number) for number in scale)), params
     return Codec(network, float(scale)), params
@@ -218,7 +152,7 @@ def stored_first_stage(config: ConfigDict) -> dict:
 
 def frozen(config: ConfigDict, first_stage_params: dict) -> dict:
     """Everything of a second stage that does not train (see `LatentDiffusion`)."""
-    return {"first_stage": first_stage_params, **frozen_text(config)}
+    return {"first_stage": first_stage_params, **frozen_towers(config)}
 
 
 def abstract_codec(config: ConfigDict) -> Codec:
@@ -232,11 +166,9 @@ def abstract_codec(config: ConfigDict) -> Codec:
     if section.path == "random":
         return Codec(random_network())
     if section.path:
-        stored = ConfigDict(
-            weights_directory.read_config(weights_directory.resolve(section.path))
-        )
-        return Codec(autoencoder(stored.get("config", stored).autoencoder))
-    if not section.get("network"):
+        stored = stored_first_stage(config)
+        return Codec(autoencoder(stored.get("config", stored)["autoencoder"]))
+    if not section.network:
         raise UserError("config.first_stage has neither a path nor a network")
     return Codec(autoencoder(section.network))
 
@@ -250,15 +182,16 @@ def load_trained(name: str) -> tuple[ConfigDict, dict]:
     """(config, EMA parameters) of a shipped name, weights or work directory."""
     path = weights_directory.resolve(name)
     if not weights_directory.is_weights_directory(path):
-        config = weights_directory.read_config(path)
-        return ConfigDict(config.get("config", config)), checkpoint.load_ema(path)
+        stored = weights_directory.read_config(path)
+        stored = older.complete(stored.get("config", stored))
+        return ConfigDict(stored), checkpoint.load_ema(path)
     stored, params = weights_directory.load(path)
     return in_place(stored, path), params
 
 
 def in_place(stored: dict, path: Path) -> ConfigDict:
     """The config of a weights directory; "./" at the beginning of a path means it."""
-    config = ConfigDict(stored)
+    config = ConfigDict(older.complete(stored))
     for section in ("first_stage", "text"):
         inner = config.get(section, {}).get("path", "")
         if inner.startswith("./"):
@@ -268,13 +201,15 @@ def in_place(stored: dict, path: Path) -> ConfigDict:
 
 def model(config: ConfigDict, codec: Codec) -> LatentDiffusion:
     """The second stage's networks and process."""
+    derive = task_of(config).derive
     return LatentDiffusion(
         denoiser=unet(config.unet, out_channels=codec.channels),
         conditioner=conditioner(config),
         process=make_process(**config.process),
         codec=codec,
         towers=towers(config),
-        log_variance=config.get("loss", {}).get("log_variance", False),
+        log_variance=config.loss.log_variance,
+        derived=derive(codec) if derive else (),
     )
 
 
@@ -313,95 +248,12 @@ def load_classifier(name: str) -> tuple[LatentClassifier, dict]:
 
 
 def conditioner(config: ConfigDict) -> Conditioner:
-    """The conditioner of the config's task; checks that the UNet reads it."""
-    task = task_lib.get_task(config.task)
-    if task.route is None:
-        return Conditioner()
-    key, encoder, field = task.route
-    width = config.unet.context_width
-    if field == "context" and not width and encoder != "class":
-        raise UserError(f"task {task.name!r} needs config.unet.context_width > 0")
-    if encoder == "text" and text_kind(config) == "clip":
-        key, encoder = "embeddings", "tower"
-    if encoder == "class" and not width:
-        field = "vector"
-    routes, encoders = ((key, encoder, field),), {encoder: ENCODERS[encoder](config)}
-    if encoder == "layout" and config.get("layout", {}).get("within_boxes"):
-        routes += ((key, "token_boxes", "boxes"),)
-        encoders["token_boxes"] = TokenBoxes(config.text.vocab_size)
-    return Conditioner(routes=routes, encoders=encoders)
-
-
-def class_encoder(config: ConfigDict) -> ClassConditioner:
-    """A context token a class; without cross-attention the original's label_emb."""
-    null_class = config.get("null_class", True)
-    if config.loss.get("drop_rate", 0.0) and not null_class:
-        raise UserError(
-            "config.loss.drop_rate needs a null class: set config.null_class = True"
-        )
-    if config.num_classes < 1:
-        raise UserError(
-            "config.num_classes = 0 stands for as many as the data has: "
-            "lDM_jax.from_config.datasets.resolve(config) counts them"
-        )
-    width = config.unet.context_width
-    return ClassConditioner(
-        config.num_classes,
-        width or 4 * config.unet.width,
-        null_class=null_class,
-        as_vector=not width,
+    """The conditioner of the config's task. UserError unless the UNet reads it."""
+    conditions = task_of(config).conditions(task_settings(config))
+    return Conditioner(
+        routes=tuple((one.key, one.encoder, one.field) for one in conditions),
+        encoders={one.encoder: one.network for one in conditions},
     )
-
-
-def token_encoder(config: ConfigDict) -> TextConditioner:
-    """The transformer over words or boxes that trains with the denoiser."""
-    section = {k: v for k, v in config.text.items() if k not in ("kind", "path")}
-    if section["width"] != config.unet.context_width:
-        raise UserError(
-            f"config.text.width ({section['width']}) must equal "
-            f"config.unet.context_width ({config.unet.context_width})"
-        )
-    network = construct(TextTransformer, section, "text")
-    return TextConditioner(network, null_tokens(config))
-
-
-def tower_encoder(config: ConfigDict) -> AsItIs:
-    """A frozen tower's output, whose rows the tower itself has dropped."""
-    width = tower(config).width
-    if width != config.unet.context_width:
-        raise UserError(
-            f"the text tower is {width} wide, but config.unet.context_width is "
-            f"{config.unet.context_width}"
-        )
-    return AsItIs(droppable=False)
-
-
-def rescaler(config: ConfigDict) -> SpatialRescaler:
-    """From label maps to the extent of the latents."""
-    if config.num_classes < 1:
-        raise UserError("task 'semantic' needs config.num_classes, the map's labels")
-    return SpatialRescaler(config.num_classes, **config.rescaler)
-
-
-def as_it_is(config: ConfigDict) -> AsItIs:
-    """Low-resolution pixels (folded where they are finer than the latents), masks."""
-    folds = config.task == "super_resolution"
-    return AsItIs(fold=config.low_res.fold if folds else 1)
-
-
-ENCODERS: dict[str, Callable] = {
-    "class": class_encoder,
-    "text": token_encoder,
-    "layout": token_encoder,
-    "tower": tower_encoder,
-    "rescaler": rescaler,
-    "as_is": as_it_is,
-}
-
-
-def null_tokens(config: ConfigDict) -> tuple[int, ...]:
-    """The tokens of the dropped condition: of no text, of no boxes."""
-    return tuple(tokenizer(config)([""])[0].tolist())
 
 
 def check_pixels(config: ConfigDict, factor: int) -> None:

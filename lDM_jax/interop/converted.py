@@ -76,8 +76,8 @@ def open_parts(ours: Ours) -> tuple[Ours | None, Ours | None]:
         raise UserError("config.first_stage.path names no trained first stage")
     if path != "identity":
         first = open_model(path)
-    if config.task == "text" and networks.text_kind(config) == "clip":
-        tower = open_model(config.text.path)
+    for one in networks.towers(config):
+        tower = open_model(config[one.name].path)
     return first, tower
 
 

@@ -25,7 +25,6 @@ from lDM_jax.core.distributed import is_first, together
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import write_json
 from lDM_jax.core.sharding import batch_sharding, make_mesh, replicated
-from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.pipeline import Pipeline
 from lDM_jax.sampling.request import Request
 
@@ -49,14 +48,14 @@ def check(pipe: Pipeline, request: Request) -> int:
 
     UserError for requests that one batch cannot hold, or that are in themselves wrong.
     """
-    own = pipe.trained.task.name in request_lib.OWN_IMAGE
+    own = pipe.task.own_image
     if request.regions or (request.image is not None and not own):
         raise UserError("many pictures are drawn without regions and from noise")
     if request.autoguidance != 1 or request.target is not None:
         raise UserError("many pictures are drawn without autoguidance and targets")
     if len(request.seeds) != 1:
         raise UserError(f"give the first seed only, not {len(request.seeds)}")
-    drawn_in_turn = pipe.trained.task.name == "class" and request.label is None
+    drawn_in_turn = pipe.task.draws_from == "classes" and request.label is None
     return pipe.config.num_classes if drawn_in_turn else 0
 
 

@@ -292,7 +292,7 @@ class Pipeline:
         if request.source is None:
             return inputs
         source = dataclasses.replace(request, guidance=1.0, regions=None)
-        if self.trained.task.name == "text":
+        if self.task.field == "prompt":
             # no words at all are the null condition
             words = {"prompt": request.source or request.prompt}
             source = dataclasses.replace(source, negative="", **words)

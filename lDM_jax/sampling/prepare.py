@@ -53,13 +53,13 @@ class Planner:
         Raises UserError for an empty prompt, impossible seeds, steps or sampler.
         """
         defaults = self.trained.config.sample
-        guidance = request.guidance
+        names, guidance = self.trained.settings.class_names, request.guidance
         if guidance is None:
             guidance = 1.0 if request.autoguidance != 1 else defaults.guidance
         request = dataclasses.replace(
             request,
-            label=request_lib.label_number(request.label, self.trained.config),
-            layout=request_lib.numbered(request.layout, self.trained.config),
+            label=request_lib.label_number(request.label, names),
+            layout=request_lib.numbered(request.layout, names),
             seeds=tuple(int(seed) for seed in request.seeds),
             sampler=defaults.sampler if request.sampler is None else request.sampler,
             steps=defaults.steps if request.steps is None else int(request.steps),
@@ -78,7 +78,7 @@ class Planner:
                 "leave it at 0 or take the sampler 'ddim'"
             )
         self.trained.model.process.grid(request.steps, request.spacing)
-        request_lib.check(request, self.trained.config)
+        request_lib.check(request, self.trained.task, self.trained.settings)
         if request.autoguidance != 1 and self.guide is None:
             raise UserError(
                 "autoguidance needs a guide: Pipeline.load(name, guide=...), --guide"
@@ -103,7 +103,7 @@ class Planner:
 
     def canvas(self, request: Request) -> Canvas:
         """The request's pixels and extent."""
-        return request_lib.canvas(request, self.trained.config)
+        return request_lib.canvas(request, self.trained.task, self.trained.settings)
 
     def spec(
         self, request: Request, given: Canvas, *, changing: bool = False
@@ -120,7 +120,7 @@ class Planner:
             request.steps,
             request.spacing,
             self.trained.latent_extent(given.height_px, given.width_px),
-            guided and self.trained.task.route is not None,
+            guided and bool(self.trained.model.conditioner.routes),
             request.window_px // self.trained.model.codec.factor,
             request.regional if request.regions else "",
             auto,
@@ -185,7 +185,7 @@ class Planner:
         self, inputs: SamplingInputs, request: Request, given: Canvas
     ) -> SamplingInputs:
         """The known latents of image to image and of blending."""
-        own = self.trained.task.name in request_lib.OWN_IMAGE
+        own = self.trained.task.own_image
         if given.image is None or own or request.source is not None:
             return inputs
         z0 = self.latents(given)
@@ -228,13 +228,7 @@ class Planner:
 
     def _condition(self, trained, wanted, given, drop) -> Cond:
         rows = [
-            request_lib.row(
-                request,
-                canvas,
-                task=trained.task.name,
-                tokenizer=trained.tokenizer,
-                num_labels=trained.config.get("num_classes", 0),
-            )
+            trained.task.row(request, canvas, trained.settings)
             for request, canvas in zip(wanted, given, strict=True)
         ]
         batch = {key: jnp.stack([row[key] for row in rows]) for key in rows[0]}

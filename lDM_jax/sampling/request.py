@@ -1,21 +1,19 @@
-"""What pictures are asked for: `Request`, and what a task makes of it.
+"""What pictures are asked for: `Request`, its checks and its pixels.
 
-Owns the user's side of sampling: which fields a request has, which of them a task
-needs, how big the result is, and the batch that the conditioner reads. Evaluates no
-network. A picture may be given as pixels or as a file's name (`pixels`); what
-a PNG remembers of it is the name, or the pixels themselves.
+Owns the user's side of sampling: which fields a request has, which of them go together,
+how big the result is; what a task makes of them is its own (`tasks`). Evaluates no
+network. A picture may be given as pixels or as a file's name (`pixels`); what a PNG
+remembers of it is the name, or the pixels themselves.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from lDM_jax.core import image as image_lib
-from lDM_jax.core.arrays import Batch
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.pixels import (
     Picture,
@@ -25,6 +23,9 @@ from lDM_jax.sampling.pixels import (
     read_pixels,
     to_uri,
 )
+from lDM_jax.tasks.class_label import listed
+from lDM_jax.tasks.registry import TASKS
+from lDM_jax.tasks.task import Settings, Task
 
 # The fields that hold arrays or the names of files, and how they are read.
 PIXEL_FIELDS = {
@@ -161,16 +162,15 @@ class Canvas(NamedTuple):
     segmentation: np.ndarray | None = None
 
 
-def canvas(request: Request, config: ConfigDict) -> Canvas:
+def canvas(request: Request, task: Task, settings: Settings) -> Canvas:
     """Read the request's pixels. UserError for files and extents that do not fit."""
-    task = config.task
     picture = read_pixels(request.image, "image")
     mask = read_map(request.mask, "mask")
     labels = read_map(request.segmentation, "segmentation")
-    size = request.size_px or (config.data.size_px,) * 2
+    size = request.size_px or (settings.size_px,) * 2
     if picture is not None:
         picture = image_lib.to_float(picture)
-        scale = config.low_res.factor if task == "super_resolution" else 1
+        scale = task.enlargement(settings) if task.enlargement else 1
         size = tuple(scale * side for side in picture.shape[:2])
     elif labels is not None:
         size = labels.shape
@@ -179,7 +179,7 @@ def canvas(request: Request, config: ConfigDict) -> Canvas:
             f"size_px is {tuple(request.size_px)}, but the given pixels make {size}"
         )
     if mask is not None:
-        if picture is None or task == "super_resolution":
+        if picture is None or task.enlargement:
             raise UserError("a mask needs the image it belongs to, and no enlarging")
         if mask.shape != picture.shape[:2]:
             raise UserError(
@@ -217,90 +217,65 @@ def region_weights(request: Request) -> np.ndarray:
     return np.asarray(weights, np.float32)
 
 
-def check(request: Request, config: ConfigDict) -> None:
+def check(request: Request, task: Task, settings: Settings) -> None:
     """UserError where the request lacks what its task needs, or has what it refuses."""
-    task = config.task
-    needed = {
-        "class": ("label", "draws from classes: give a label"),
-        "layout": ("layout", "draws from boxes: give a layout"),
-        "semantic": ("segmentation", "draws from label maps: give a segmentation"),
-        "super_resolution": ("image", "enlarges: give an image"),
-        "inpaint": ("mask", "completes: give an image and a mask"),
-    }
-    if task == "text":
-        if not request.prompt:
-            raise UserError("this model draws from text: give at least one prompt")
-        if not request.prompt.strip():
-            raise UserError("a prompt is empty: give at least one word")
-    elif request.prompt or request.negative:
-        raise UserError(f"this model ({task}) takes no prompt")
-    if task in needed:
-        field, text = needed[task]
-        if getattr(request, field) is None:
-            raise UserError(f"this model {text}")
-    for field in ("label", "layout", "segmentation"):
-        classified = field == "label" and request.classifier_scale
-        wanted = needed.get(task, ("",))[0] == field or classified
-        if getattr(request, field) is not None and not wanted:
-            raise UserError(f"this model ({task}) takes no {field}")
+    if task.field and is_empty(getattr(request, task.field)):
+        raise UserError(f"this model {task.ask}")
+    taken = {task.field, "label" if request.classifier_scale else ""}
+    for field in sorted({one.field for one in TASKS.values()} - CHANGES - taken):
+        if not is_empty(getattr(request, field)):
+            raise UserError(f"this model ({task.name}) takes no {field}")
+    if task.field != "prompt" and request.negative:
+        raise UserError(f"this model ({task.name}) takes no prompt")
     if request.regions is not None:
-        if task != "text":
-            raise UserError(f"this model ({task}) takes no regions")
+        if task.field != "prompt":
+            raise UserError(f"this model ({task.name}) takes no regions")
         if not request.regions or request.regional not in ("attention", "latent"):
             raise UserError(
                 "give regions as (prompt, mask) and regional as attention or latent"
             )
-    if task == "retrieval":
-        raise UserError(
-            "this model draws from CLIP embeddings, which a request cannot hold: drive "
-            "it by Pipeline.model"
-        )
     if not 0 < request.strength <= 1:
         raise UserError(f"strength is {request.strength}; give a number in (0, 1]")
-    if request.strength < 1 and (request.image is None or task in OWN_IMAGE):
+    if request.strength < 1 and (request.image is None or task.own_image):
         raise UserError("strength needs an image that the model is to change")
     check_guidance(request)
     if request.source is not None:
-        if request.image is None or request.mask is not None or task in OWN_IMAGE:
+        if request.image is None or request.mask is not None or task.own_image:
             raise UserError("source needs an image to invert, and no mask")
         if request.strength < 1 or request.eta:
             raise UserError("source draws from the image's noise: strength 1, eta 0")
-    classes = config.get("num_classes", 0)
-    if task == "class" and not 0 <= request.label < classes:
-        names = config.data.get("classes", ())
-        raise UserError(
-            f"label is {request.label}; valid: 0 .. {classes - 1}" + named(names)
-        )
+    task.check(request, settings)
 
 
-def label_number(label: int | str | None, config: ConfigDict) -> int | None:
-    """The number of a class given by its number or its name (config.data.classes).
+def is_empty(value) -> bool:
+    """True for a field that is not set, and for a text without a letter."""
+    return value is None or (isinstance(value, str) and not value)
+
+
+CHANGES = {"", "image", "mask"}  # fields with which any model changes a picture
+
+
+def label_number(label: int | str | None, names: Sequence[str]) -> int | None:
+    """The number of a class given by its number or its name, of `names`.
 
     A text that is both is a name. UserError for a text that is neither.
     """
     if not isinstance(label, str):
         return label
-    names = list(config.data.get("classes", ()))
     if label in names:
-        return names.index(label)
+        return list(names).index(label)
     try:
         return int(label)
     except ValueError:
-        known = named(names) or "; this model's classes have no names: give a number"
+        known = listed(names) or "; this model's classes have no names: give a number"
         raise UserError(f"label is {label!r}{known}") from None
 
 
-def numbered(layout: Sequence | None, config: ConfigDict) -> list | None:
+def numbered(layout: Sequence | None, names: Sequence[str]) -> list | None:
     """A layout whose labels are numbers, as `label_number` has them."""
     if layout is None:
         return None
-    return [(label_number(label, config), box) for label, box in layout]
-
-
-def named(names: Sequence[str]) -> str:
-    """ " (cat, dog)" for a message; "" without names."""
-    some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f" ({some})" if names else ""
+    return [(label_number(label, names), box) for label, box in layout]
 
 
 def check_guidance(request: Request) -> None:
@@ -326,37 +301,3 @@ def check_guidance(request: Request) -> None:
             f"autoguidance ({request.autoguidance}) takes the place of guidance "
             f"({request.guidance}): leave one of them at 1"
         )
-
-
-# Tasks whose image is their condition.
-OWN_IMAGE = ("super_resolution", "inpaint")
-
-
-def row(
-    request: Request,
-    given: Canvas,
-    *,
-    task: str,
-    tokenizer: Callable | None,
-    num_labels: int = 0,
-) -> Batch:
-    """What the conditioner reads of one request: a row of the task's batch keys."""
-    if task == "text":
-        return {"tokens": tokenizer([request.prompt])[0]}
-    if task == "layout":
-        return {"boxes": tokenizer([request.layout])[0]}
-    if task == "class":
-        return {"label": np.asarray(request.label, np.int32)}
-    if task == "semantic":
-        top = int(given.segmentation.max(initial=0))
-        if given.segmentation.min(initial=0) < 0 or top >= num_labels:
-            raise UserError(
-                f"the segmentation holds labels up to {top}; valid: 0 .. "
-                f"{num_labels - 1}"
-            )
-        return {"segmentation": given.segmentation}
-    if task == "super_resolution":
-        return {"low_res": given.image}
-    if task == "inpaint":
-        return {"image": given.image, "mask": given.mask}
-    return {"rows": np.zeros((), np.int32)}

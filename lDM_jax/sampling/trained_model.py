@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.from_config import networks
+from lDM_jax.from_config.task_settings import task_settings
 from lDM_jax.models.unet import check_extent
-from lDM_jax.tasks import task
+from lDM_jax.tasks import registry
 from lDM_jax.weights import directory as weights_directory
 
 
@@ -27,8 +28,8 @@ class TrainedModel:
     ):
         self.config, self.model = config, model
         self.params, self.frozen = jax.device_put((params, frozen))
-        self.task = task.get_task(config.task)
-        self.tokenizer = networks.tokenizer(config)
+        self.task = registry.get_task(config.task)
+        self.settings = task_settings(config)
         size = config.data.size_px
         self.latent_shape = model.codec.latent_shape(size, size)
 
@@ -55,13 +56,7 @@ class TrainedModel:
         """Shapes of the parameters, by tracing the model's init."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         z0 = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
-        rows = task.example_shapes(
-            self.task,
-            self.tokenizer,
-            rows=1,
-            size_px=self.config.data.size_px,
-            factor=self.config.get("low_res", {}).get("factor", 4),
-        )
+        rows = registry.example_shapes(self.task, self.settings, rows=1)
         return jax.eval_shape(self.model.init, key, rows, z0)
 
     def place(self, sharding) -> None:

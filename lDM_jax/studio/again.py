@@ -12,7 +12,7 @@ import numpy as np
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.edits import Timeline
-from lDM_jax.sampling.request import OWN_IMAGE, Request
+from lDM_jax.sampling.request import Request
 from lDM_jax.studio import limits, tabs
 from lDM_jax.studio.actions import Studio, View, adopt, made_run, play, set_pace
 from lDM_jax.studio.session import Picture, Session
@@ -56,7 +56,7 @@ def vary(
     served, picture, request = source_of(studio, session)
     set_pace(session, controls)
     changes = {"source": None, "image": picture.pixels, "mask": None, "size_px": None}
-    if served.task in OWN_IMAGE:
+    if served.pipe.task.own_image:
         changes = {}  # its image is its condition: only the seed can change
     else:
         changes["strength"] = limits.CHECKS["strength"](strength, "strength")

@@ -212,7 +212,7 @@ def tab_of(served: Served, request: request_lib.Request) -> str:
 
 def painted_regions(request: request_lib.Request, served: Served) -> dict:
     """The regions of a request as a painter's value, the later over the earlier."""
-    given = request_lib.canvas(request, served.pipe.config)
+    given = served.pipe.planner.canvas(request)
     labels = np.zeros((given.height_px, given.width_px), np.int32)
     rows = []
     for number, region in enumerate(request.regions, start=1):

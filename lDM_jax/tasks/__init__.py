@@ -1,1 +1,1 @@
-"""What a model is asked for, one file a task."""
+"""What a model is asked for, one file a task; `registry` lists them."""

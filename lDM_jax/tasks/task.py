@@ -1,128 +1,161 @@
-"""Tasks: conditioning routes + example transform + request builder.
+"""The vocabulary of tasks: `Settings`, `Condition`, `Labels`, `Original`, `Task`.
 
-The same code runs at training and at request time, so a prompt is tokenised exactly as
-the captions were. A task never builds networks; `build` turns its routes into them.
+A task is one way of conditioning from end to end: what examples must hold, what becomes
+of them in a batch, which networks read the batch, what a request must say, what figures
+and which other programs there are for it. Its functions serve training and requests
+alike, so that a prompt is tokenized exactly as the captions were. Each lies in a file
+of its own; `registry` lists them, and nothing else asks for a task's name.
+
+Requests and their pixels (`sampling.request`) come from above and are only read here.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
-from jax import ShapeDtypeStruct
 
 from lDM_jax.core.arrays import Batch
 from lDM_jax.core.errors import UserError
-from lDM_jax.data import transforms
-from lDM_jax.data.degrade import Degrade
-from lDM_jax.data.masks import RandomMask
+from lDM_jax.diffusion.codec import Codec
+from lDM_jax.diffusion.latent_diffusion import MaskedLatents, Tower
+
+IDENTITY = "torch.nn.Identity"
+
+# Abstract rows of a batch: the dtype and the shape of one row by key.
+Shapes = dict[str, tuple[type, tuple[int, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """One conditioning scheme.
+class Settings:
+    """What a config says that tasks read, as plain values.
 
-    route: (batch key, encoder name, field of Cond), or None without condition. The
-    encoder "as_is" is no network. `masked` is derived from image and mask by the first
-    stage (`training.diffusion.Model`).
+    num_classes: of labels, or of a label map; class_names: of pictures' or boxes'
+    labels, if they are known. context_width: what cross-attention reads, 0 without;
+    time_width: of the time embedding. text (of a frozen tower: its own), layout,
+    rescaler, low_res, masks: the sections. make_tokenizer: the task's `tokenizer`.
+    """
+
+    size_px: int
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    null_class: bool = True
+    drop_rate: float = 0.0
+    context_width: int = 0
+    time_width: int = 0
+    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layout: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rescaler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    low_res: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    masks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    make_tokenizer: Callable[["Settings"], Callable] | None = None
+
+    @functools.cached_property
+    def tokenizer(self) -> Callable | None:
+        """What turns texts or boxes into tokens, None without any."""
+        return self.make_tokenizer and self.make_tokenizer(self)
+
+
+class Condition(NamedTuple):
+    """One key of the batch, the field of `Cond` it becomes, and the network between.
+
+    encoder: the name under which the network's parameters are stored.
+    """
+
+    key: str
+    encoder: str
+    field: str
+    network: nn.Module
+
+
+class Labels(NamedTuple):
+    """Labels that have numbers and may have names.
+
+    names: the attribute of a source that lists the names. complete: a data set has all
+    of them, so that config.num_classes is their number; else it may lack the last.
+    """
+
+    names: str
+    complete: bool
+
+
+class Original(NamedTuple):
+    """A condition in the original program's YAML (`interop.original`).
+
+    key: cond_stage_key. where: concat, crossattn, adm or None. target: of
+    cond_stage_config, with the module where it is none of their encoders; "" is a
+    frozen tower's. channels: beside the latents; num_classes: of the UNet's own table.
+    note: a line of the report.
+    """
+
+    key: str
+    where: str | None
+    target: str
+    params: Mapping[str, Any] = {}
+    channels: int = 0
+    num_classes: int = 0
+    note: str = ""
+
+
+def not_written(settings: Settings, channels: int) -> Original:
+    """UserError: the original program has no such condition."""
+    raise UserError("the original program has no condition of this kind")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One way of conditioning; functions take `Settings` unless they say otherwise.
+
+    Networks
+        conditions: what the conditioner reads. tokenizer: makes Settings.tokenizer.
+        towers: frozen text towers (then Settings.text is the tower's own section).
+        derive: of the codec, what the first stage makes of a batch.
+    Data
+        shapes: the rows of a batch, by key; what transforms keep beside the image.
+        steps: the example transforms that make them. example: the key that examples
+        must hold; hint: how a folder holds it. labels: their names and number. random:
+        which steps draw, in words, for caches, which draw once; cache_options: what
+        else decides a cached row; uncached: why nothing can be cached.
+    Requests
+        field: of the request, which it must set; ask: what for. own_image: its image is
+        the condition. enlargement: how many times larger than its image the result is.
+        check(request, settings): UserError for what the task refuses. row(request,
+        pixels, settings): the request's row of the batch, of which there must be one.
+    Figures and exports
+        draws_from: "noise", "classes" or "captions" where many pictures need no more.
+        figures: the kind in `evaluation.commands.task`. original(settings, latent
+        channels): the YAML's; UserError if it has none. diffusers: the pipelines that
+        may fit, the best first.
     """
 
     name: str
-    route: tuple[str, str, str] | None = None
+    conditions: Callable[[Settings], tuple[Condition, ...]] = lambda settings: ()
+    tokenizer: Callable[[Settings], Callable] | None = None
+    towers: Callable[[Settings], tuple[Tower, ...]] | None = None
+    derive: Callable[[Codec], tuple[MaskedLatents, ...]] | None = None
+    shapes: Callable[[Settings], Shapes] = lambda settings: {}
+    steps: Callable[[Settings], list[Callable]] = lambda settings: []
+    example: str = ""
+    hint: str = ""
+    labels: Labels | None = None
+    random: Callable[[Settings], list[str]] = lambda settings: []
+    cache_options: Callable[[Settings], dict] = lambda settings: {}
+    uncached: str = ""
     field: str = ""
+    ask: str = ""
     own_image: bool = False
+    enlargement: Callable[[Settings], int] | None = None
+    check: Callable[[Any, Settings], None] = lambda request, settings: None
+    row: Callable[[Any, Any, Settings], Batch] = lambda *request: {"rows": np.zeros(())}
+    draws_from: str = ""
+    figures: str = ""
+    original: Callable[[Settings, int], Original] = not_written
+    diffusers: tuple[str, ...] = ()
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("unconditional"),
-        Task("class", ("label", "class", "context"), "label"),
-        Task("text", ("tokens", "text", "context"), "prompt"),
-        Task("layout", ("boxes", "layout", "context"), "layout"),
-        Task("semantic", ("segmentation", "rescaler", "concat"), "segmentation"),
-        Task("super_resolution", ("low_res", "as_is", "concat"), "image", True),
-        Task("inpaint", ("masked", "as_is", "concat"), "mask", True),
-        Task("retrieval", ("embeddings", "as_is", "context")),
-    )
-}
-
-
-# CLIP's image and text embeddings, of which retrieval-augmented models read a few.
-RETRIEVAL_WIDTH = 768
-
-
-def get_task(name: str) -> Task:
-    """The task of that name. UserError lists the valid names."""
-    if name not in TASKS:
-        raise UserError(f"task {name!r} is unknown; valid: {', '.join(TASKS)}")
-    return TASKS[name]
-
-
-def train_transform(
-    task: Task,
-    tokenizer: Callable | None,
-    *,
-    background: str,
-    flip: float,
-    crop: Sequence[Callable] = (),
-    low_res: Mapping | None = None,
-    masks: Mapping | None = None,
-    num_labels: int = 0,
-) -> Callable:
-    """Source example -> batch row: image f32 plus the task's condition.
-
-    crop: what makes a square of the picture, before and after it is laid over the
-    background: two transforms or None. low_res: arguments of `degrade.Degrade`; masks:
-    of `masks.RandomMask`, or kind "given" for those of the data. num_labels: of label
-    maps, 0 for any.
-    """
-    before, after = crop or (None, None)
-    steps = [transforms.Composite(background=background)]
-    steps = [before] * bool(before) + steps + [after] * bool(after)
-    if flip > 0:
-        steps.append(transforms.RandomFlip(probability=flip))
-    keep = ["image"]
-    if task.name == "text":
-        steps.append(transforms.Tokenize(tokenizer))
-    elif task.name == "layout":
-        steps.append(transforms.TokenizeLayout(tokenizer))
-    elif task.name == "super_resolution":
-        steps.append(Degrade(**(low_res or {})))
-    elif task.name == "semantic" and num_labels:
-        steps.append(transforms.CheckLabels(num_labels))
-    elif task.name == "inpaint":
-        if (masks or {}).get("kind") != "given":
-            steps.append(RandomMask(**(masks or {})))
-        keep.append("mask")
-    if task.route is not None and task.name != "inpaint":
-        keep.append(task.route[0])
-    return transforms.compose(*steps, transforms.Keep(tuple(keep)))
-
-
-def example_shapes(
-    task: Task,
-    tokenizer: Callable | None,
-    *,
-    rows: int,
-    size_px: int,
-    factor: int = 4,
-) -> Batch:
-    """Abstract conditions of a batch, for shapes alone; factor: of `low_res`."""
-    side = size_px // factor
-    shapes = {
-        "text": {"tokens": ("i", tokenizer and tokenizer.max_length)},
-        "layout": {"boxes": ("i", tokenizer and tokenizer.max_length)},
-        "class": {"label": ("i",)},
-        "semantic": {"segmentation": ("i", size_px, size_px)},
-        "super_resolution": {"low_res": ("f", side, side, 3)},
-        "inpaint": {
-            "image": ("f", size_px, size_px, 3),
-            "mask": ("f", size_px, size_px, 1),
-        },
-        "retrieval": {"embeddings": ("f", 1, RETRIEVAL_WIDTH)},
-    }.get(task.name, {})
-    dtypes = {"i": np.int32, "f": np.float32}
-    return {
-        key: ShapeDtypeStruct((rows, *shape), dtypes[kind])
-        for key, (kind, *shape) in shapes.items()
-    }
+def need_context(settings: Settings, name: str) -> None:
+    """UserError if the denoiser has no cross-attention."""
+    if not settings.context_width:
+        raise UserError(f"task {name!r} needs config.unet.context_width > 0")

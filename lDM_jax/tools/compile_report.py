@@ -53,9 +53,10 @@ from lDM_jax.core.sharding import (
 )
 from lDM_jax.core.startup import show_help
 from lDM_jax.from_config import datasets, networks
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.models import cpu_kernels
 from lDM_jax.models.lpips import LPIPS
-from lDM_jax.tasks import task as task_lib
+from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.training import autoencoder as stage1
 from lDM_jax.training import build
 from lDM_jax.training import diffusion as stage2
@@ -124,14 +125,8 @@ def _diffusion(config: ConfigDict) -> Abstract:
     codec = dataclasses.replace(networks.abstract_codec(config), scale=scale)
     networks.check_pixels(config, codec.factor)
     model = networks.model(config, codec)
-    task, side = task_lib.get_task(config.task), config.data.size_px
-    row = task_lib.example_shapes(
-        task,
-        networks.tokenizer(config),
-        rows=1,
-        size_px=side,
-        factor=config.low_res.factor,
-    )
+    side = config.data.size_px
+    row = example_shapes(task_of(config), task_settings(config), rows=1)
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = codec_params(codec, image)
     frozen, key = {"first_stage": params}, jax.random.key(0)

@@ -61,7 +61,7 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
     encode_latents.warn_of_frozen(config, next(iter(splits.values())), draws)
     options = dict(dtype=args.dtype, shard_size=args.shard_size, draws=draws)
     frozen = networks.frozen(config, params)
-    tower = networks.tower(config) if args.embeddings else None
+    (tower,) = networks.towers(config) if args.embeddings else (None,)
     plan = encode_latents.plan(
         config, frozen, splits, embeddings=args.embeddings, **options
     )
@@ -78,7 +78,7 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
             codec=codec,
             params=params,
             row=encode_latents.copies(config, draws=draws, split=name),
-            tower=None if tower is None else (tower.apply, frozen["text"]),
+            tower=tower and (tower.network.apply, frozen["text"]),
             batch_size=args.batch_size,
             num_workers=config.data.num_workers,
             ledger=Ledger(len(source), path=listed, max_share=most),

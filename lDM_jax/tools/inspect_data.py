@@ -89,9 +89,9 @@ def spread(values) -> dict:
     return {name: float(np.percentile(values, at)) for name, at in names.items()}
 
 
-def name_of(source, label: int, task: str = "class") -> str:
+def name_of(source, label: int, where: str = "classes") -> str:
     """A class's name, where the source has names, else its number."""
-    names = datasets.class_names(source, task)
+    names = datasets.class_names(source, where)
     return names[label] if label < len(names) else str(label)
 
 
@@ -127,7 +127,7 @@ def panel(example: dict, source) -> np.ndarray:
     if "label" in example:
         words.append(f"[{name_of(source, int(example['label']))}]")
     layout = example.get("layout", ())
-    words += [name_of(source, label, "layout") for label, _ in layout][:8]
+    words += [name_of(source, label, "categories") for label, _ in layout][:8]
     text = image.text_strip(" ".join(words), beside.shape[1], TEXT_PX)
     return np.concatenate([beside, text])
 

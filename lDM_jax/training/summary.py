@@ -26,9 +26,10 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.core.sharding import sharding_table, state_sharding
 from lDM_jax.diffusion.codec import Codec
 from lDM_jax.from_config import networks
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.models.autoencoder import Identity
 from lDM_jax.models.lpips import LPIPS
-from lDM_jax.tasks import task as task_lib
+from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.training import build, flops
 from lDM_jax.training.state import TrainState, with_profiles
 
@@ -135,10 +136,7 @@ def diffusion_figures(config: ConfigDict) -> Figures:
     optimizer = build.optimizer(config)
     side, batch_size = config.data.size_px, config.train.batch_size
     model = networks.model(config, codec)
-    tokenizer, task = networks.tokenizer(config), task_lib.get_task(config.task)
-    condition = task_lib.example_shapes(
-        task, tokenizer, rows=1, size_px=side, factor=config.low_res.factor
-    )
+    condition = example_shapes(task_of(config), task_settings(config), rows=1)
     z = floats(1, *codec.latent_shape(side, side))
     params = jax.eval_shape(model.init, random_key(), condition, z)
     batch = {"image": floats(1, side, side, 3), **condition}

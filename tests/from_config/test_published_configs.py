@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from configs import first_stages, second_stages
 from lDM_jax.from_config import networks as networks_lib
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop import names, names_text
-from lDM_jax.tasks import task
+from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.training.summary import summary
 from lDM_jax.weights import name_maps
 from tests.reference import rule
@@ -82,13 +83,7 @@ def shapes_of(model: str) -> tuple[networks_lib.LatentDiffusion, dict]:
     codec = networks_lib.abstract_codec(config)
     networks = networks_lib.model(config, codec)
     side = config.data.size_px
-    batch = task.example_shapes(
-        task.get_task(config.task),
-        networks_lib.tokenizer(config),
-        rows=1,
-        size_px=side,
-        factor=codec.factor,
-    )
+    batch = example_shapes(task_of(config), task_settings(config), rows=1)
     z = jax.ShapeDtypeStruct((1, *codec.latent_shape(side, side)), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return networks, jax.eval_shape(networks.init, key, batch, z)

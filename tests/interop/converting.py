@@ -14,10 +14,9 @@ import yaml
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from lDM_jax.from_config import networks
+from lDM_jax.from_config import networks, older
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
-from lDM_jax.tasks import task
 from lDM_jax.tools import convert as tool
 from lDM_jax.weights import directory as weights_directory
 from tests.models.test_parity_original import ORIGINAL
@@ -96,19 +95,13 @@ def written(tmp_path, text: str, state: dict) -> tuple:
 
 def abstract_model(config: dict, first: dict | None) -> dict:
     """Shapes of {"unet", "conditioner"} by tracing the model's own init."""
-    config = ConfigDict(config)
+    config = ConfigDict(older.complete(config))
     if first:
         config.first_stage.path, config.first_stage.network = "", first["autoencoder"]
     codec = networks.abstract_codec(config)
     model = networks.model(config, codec)
     side = config.data.size_px // codec.factor
-    batch = task.example_shapes(
-        task.get_task(config.task),
-        networks.tokenizer(config),
-        rows=1,
-        size_px=config.data.size_px,
-        factor=codec.factor,
-    )
+    batch = example_shapes(task_of(config), task_settings(config), rows=1)
     z0 = jax.ShapeDtypeStruct((1, side, side, codec.channels), jnp.float32)
     batch = {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in batch.items()}
     return jax.eval_shape(model.init, jax.random.key(0), batch, z0)

@@ -22,6 +22,7 @@ from lDM_jax.interop import converted as converted_lib
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
 from lDM_jax.interop.original import write as to_original
+from lDM_jax.models.clip_text import ClipText
 from lDM_jax.weights import name_maps
 from tests.interop.converting import (
     TARGET,
@@ -170,7 +171,7 @@ def test_stable_diffusion_has_its_sizes(model):
 
 
 def abstract_tower(config: dict) -> dict:
-    network = networks.construct(networks.ClipText, config["text"]["network"], "text")
+    network = networks.construct(ClipText, config["text"]["network"], "text")
     tokens = jax.ShapeDtypeStruct((1, network.max_length), jnp.int32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), tokens)
     return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}

@@ -22,6 +22,7 @@ from lDM_jax.from_config import networks
 from lDM_jax.interop.diffusers import read as from_diffusers
 from lDM_jax.interop.diffusers import settings as diffusers_settings
 from lDM_jax.interop.diffusers import write as to_diffusers
+from lDM_jax.models.clip_text import ClipText
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.weights import directory as weights_directory
 from tests.interop.converting import opened, refusal, run
@@ -317,7 +318,7 @@ def test_clip_models_return_as_their_tower(tmp_path, capsys):
     """A tower alone; SD 2's "penultimate" is written as one layer less."""
     network = dict(width=32, depth=3, num_heads=2, activation="gelu")
     network |= dict(output_layer="penultimate", max_length=77)
-    module = networks.construct(networks.ClipText, network, "text.network")
+    module = networks.construct(ClipText, network, "text.network")
     tokens = jnp.zeros((1, 77), jnp.int32)
     params = jax.jit(module.init)(jax.random.key(0), tokens)
     config = dict(stage="text", text=dict(kind="clip", network=network, pad="zero"))

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from lDM_jax.core.arrays import Cond
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.box_tokens import BoxTokenizer
 from lDM_jax.diffusion.windows import in_windows
-from lDM_jax.from_config import networks
+from lDM_jax.from_config import networks, older
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop.diffusers import write as to_diffusers
-from lDM_jax.interop.original import write as to_original
 from lDM_jax.models import boxes
 from lDM_jax.models.layers import SpatialTransformer
 from tests.models.test_conditioners import small
@@ -124,6 +125,7 @@ def test_only_models_that_ask_for_it_read_within_boxes():
     assert plain.apply(variables, {"boxes": tokens}, keep).boxes is None
     assert networks.conditioner(small("coco_layout_ldm8")).routes == plain.routes
     del config.layout  # as files from before have it
+    config = ConfigDict(older.complete(config))
     assert networks.conditioner(config).routes == plain.routes
 
 
@@ -132,9 +134,9 @@ def test_other_programs_have_no_place_for_it():
     config.text.update(num_heads=8, head_width=64)
     codec = networks.abstract_codec(config)
     with pytest.raises(UserError, match=r"no place for layout\.within_boxes"):
-        to_original.conditioner(config, 4, None)
+        task_of(config).original(task_settings(config), 4)
     note = to_diffusers.choose_pipeline(config, codec, 1.0)[2]
     assert "without the masks" in note
     config.layout.within_boxes = False
-    to_original.conditioner(config, 4, None)
+    task_of(config).original(task_settings(config), 4)
     assert "masks" not in to_diffusers.choose_pipeline(config, codec, 1.0)[2]

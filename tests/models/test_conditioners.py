@@ -73,7 +73,7 @@ def test_which_label_has_which_box_is_seen_from_the_first_step():
     layouts = [[(0, here), (1, there)], [(1, here), (0, there)]]
     tokens = jnp.asarray(networks.tokenizer(config)(layouts))
     assert sorted(tokens[0].tolist()) == sorted(tokens[1].tolist())
-    network = networks.token_encoder(config).transformer
+    network = networks.conditioner(config).encoders["layout"].transformer
     variables = network.init(jax.random.key(0), tokens)
     one, other = network.apply(variables, tokens)[:, :6].mean(axis=1)
     difference = jnp.linalg.norm(one - other) / jnp.linalg.norm(one)

@@ -12,10 +12,13 @@ from lDM_jax.core import image, rng
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.from_config import datasets, networks
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.request import Request
-from lDM_jax.tasks import task as task_lib
+from lDM_jax.tasks import semantic
+from lDM_jax.tasks.registry import example_shapes
+from lDM_jax.tasks.task import Settings
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
 
@@ -55,9 +58,7 @@ def test_training_rows_hold_the_condition_and_fit_the_abstract_ones(task, key, s
     assert set(batch) == {"image", "weight", key} and batch[key].shape == shape
     config = smoke(f"emoji_{task}")
 
-    abstract = task_lib.example_shapes(
-        task_lib.get_task(task), networks.tokenizer(config), rows=4, size_px=32
-    )
+    abstract = example_shapes(task_of(config), task_settings(config), rows=4)
     for name, leaf in abstract.items():
         assert (leaf.shape, leaf.dtype) == (batch[name].shape, batch[name].dtype), name
 
@@ -140,7 +141,7 @@ def test_blending_holds_what_is_known(class_pipe):
     held[2:5, 2:5] = False
     np.testing.assert_allclose(last.z[:, held], np.stack([z0[0][held]] * 2), atol=1e-5)
     request = class_pipe.resolved(Request(**request))
-    given = request_lib.canvas(request, class_pipe.config)
+    given = class_pipe.planner.canvas(request)
     assert difference(class_pipe.finish(last.z, request, given), found) <= 1
 
 
@@ -269,8 +270,8 @@ def test_a_batch_of_different_pictures_is_each_of_them_alone():
 def test_impossible_requests(name, fields, reason):
     request, config = Request(**fields), smoke(name)
     with pytest.raises(UserError, match=reason):
-        request_lib.check(request, config)
-        request_lib.canvas(request, config)
+        request_lib.check(request, task_of(config), task_settings(config))
+        request_lib.canvas(request, task_of(config), task_settings(config))
 
 
 def test_files_stand_for_pixels_and_records_remember_their_names(tmp_path):
@@ -278,7 +279,8 @@ def test_files_stand_for_pixels_and_records_remember_their_names(tmp_path):
     image.write_png(picture, PICTURE)
     image.write_png(hole, np.repeat(HOLE[:, :, None], 3, axis=2))
     request = Request(label=1, image=str(picture), mask=hole)
-    given = request_lib.canvas(request, smoke("emoji_class"))
+    config = smoke("emoji_class")
+    given = request_lib.canvas(request, task_of(config), task_settings(config))
     np.testing.assert_array_equal(given.image, image.to_float(PICTURE))
     np.testing.assert_array_equal(given.mask[:, :, 0], HOLE > 0)
     record = request.record()
@@ -322,8 +324,8 @@ def test_a_preset_holds_its_pixels_and_draws_the_same(class_pipe, tmp_path):
 def test_labels_beyond_the_map_are_refused():
     given = request_lib.Canvas(2, 2, segmentation=np.array([[0, 10], [0, 0]]))
     with pytest.raises(UserError, match="labels up to 10; valid: 0 .. 9"):
-        options = dict(task="semantic", tokenizer=None, num_labels=10)
-        request_lib.row(Request(), given, **options)
+        settings = Settings(size_px=2, num_classes=10)
+        semantic.TASK.row(Request(), given, settings)
 
 
 def test_a_trained_directory_serves_its_task(tmp_path):

@@ -120,20 +120,20 @@ def request_of(args: argparse.Namespace, pipe: Pipeline) -> tuple[Request, list[
     again where more pictures are asked for.
     """
     prompts: list[str] = []
-    if pipe.config.task == "text":
+    draws_from = pipe.task.draws_from
+    if draws_from == "captions":
         source = datasets.source(pipe.config, args.split)
         order = np.random.default_rng(0).permutation(len(source))
         prompts = [str(source[int(i)]["caption"]) for i in order[: args.num]]
-    elif pipe.config.task not in ("class", "unconditional"):
+    elif not draws_from:
         raise UserError(
-            f"the task {pipe.config.task!r} draws from given pictures or layouts: its "
+            f"the task {pipe.task.name!r} draws from given pictures or layouts: its "
             "figures are another command's"
         )
-    classes = pipe.config.task == "class"
     request = pipe.resolved(
         Request(
             prompt=prompts[0] if prompts else None,
-            label=0 if classes else None,
+            label=0 if draws_from == "classes" else None,
             seeds=(args.first_seed,),
             **options.sampling(args),
         )

@@ -1,14 +1,14 @@
 """evaluate task: does a model do what its task asks? On held-out pictures.
 
-super_resolution, inpaint   PSNR and SSIM beside the simple ways: bicubic, and the mean
+super_resolution, inpaint   PSNR and SSIM beside simple methods: bicubic, and the mean
                             of what is known (of the hole alone: psnr_hole, and of the
                             mean of a few samples)
-layout, semantic            the share of objects that are recognised where they were
+layout, semantic            the share of objects that are recognized where they were
                             asked for (`metrics.objects`); as the judge's bound, of
                             training scenes, whose objects it knows; as what a model
                             gets that does not read its condition, of real scenes of
                             other layouts, and of the mean training picture
-class                       the share of samples recognised as of their class
+class                       the share of samples recognized as of their class
 unconditional               how far samples are from the nearest training picture (0:
                             copies), beside what held-out pictures are
 
@@ -33,6 +33,7 @@ from lDM_jax.evaluation.metrics.reconstruction import PEAK, psnr, ssim
 from lDM_jax.from_config import datasets
 from lDM_jax.sampling.pipeline import BATCH, Pipeline
 from lDM_jax.sampling.request import Request
+from lDM_jax.tasks.registry import TASKS
 
 AVERAGED = 4  # samples of a hole
 
@@ -49,14 +50,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Figures of a model's task on held-out pictures, beside simple baselines."""
     pipe = Pipeline.load(args.model)
-    kind = KINDS.get(pipe.task.name)
-    if kind is None:
+    if not pipe.task.figures:
+        valid = ", ".join(task.name for task in TASKS.values() if task.figures)
         raise UserError(
-            f"task {pipe.task.name!r} has no figure of its own; valid: "
-            f"{', '.join(KINDS)}; others: evaluate prompts, evaluate generate"
+            f"task {pipe.task.name!r} has no figure of its own; valid: {valid}; "
+            "others: evaluate prompts, evaluate generate"
         )
-    figures, shown = kind(pipe, args)
-    rows = [pictures[:BATCH] for pictures in shown]
+    figures, pictures = FIGURES[pipe.task.figures](pipe, args)
+    rows = [column[:BATCH] for column in pictures]
     options.write_sheet(args, pipe.task.name, np.concatenate(rows), len(rows[0]))
     return {
         "metric": "task",
@@ -73,13 +74,13 @@ def draw(
 ) -> np.ndarray:
     """One picture a dict of request fields, with the seeds from the first on: uint8."""
     drawing = options.sampling(args)
-    wanted = [
+    requests = [
         pipe.resolved(Request(seeds=(seed,), **one, **drawing))
         for seed, one in enumerate(fields, first_seed)
     ]
     parts = []
-    for start in range(0, len(wanted), BATCH):
-        batch = wanted[start : start + BATCH]
+    for start in range(0, len(requests), BATCH):
+        batch = requests[start : start + BATCH]
         padded = batch + [batch[-1]] * (BATCH - len(batch))
         parts.append(pipe.each(padded)[: len(batch)])
     return np.concatenate(parts)
@@ -102,18 +103,18 @@ def held_out(pipe: Pipeline, args: argparse.Namespace) -> dict:
     return {name: value[: args.num] for name, value in rows.items()}
 
 
-def super_resolution(pipe: Pipeline, args) -> tuple[dict, list]:
+def enlargement(pipe: Pipeline, args) -> tuple[dict, list]:
     """PSNR and SSIM of enlarged pictures, and of PIL's bicubic enlargement."""
     rows = held_out(pipe, args)
     x, small = image.to_uint8(rows["image"]), image.to_uint8(rows["low_res"])
-    found = draw(pipe, [{"image": one} for one in small], args)
+    x_hat = draw(pipe, [{"image": one} for one in small], args)
     height, width = x.shape[1:3]
     plain = np.stack([image.resample(one, height, width) for one in small])
-    return compared(found, x) | compared(plain, x, "_bicubic"), [plain, found, x]
+    return compare(x_hat, x) | compare(plain, x, "_bicubic"), [plain, x_hat, x]
 
 
-def inpaint(pipe: Pipeline, args) -> tuple[dict, list]:
-    """PSNR and SSIM of completed pictures, and with the mean colour in the holes.
+def completion(pipe: Pipeline, args) -> tuple[dict, list]:
+    """PSNR and SSIM of completed pictures, and with the mean color in the holes.
 
     psnr_hole_average is that of the mean of AVERAGED samples a hole. A sample of the
     true posterior has twice the least squared error, a mean of k only (1 + 1/k) of it:
@@ -125,22 +126,22 @@ def inpaint(pipe: Pipeline, args) -> tuple[dict, list]:
         {"image": picture, "mask": hole.astype(np.uint8)}
         for picture, hole in zip(x, mask, strict=True)
     ]
-    drawn = [draw(pipe, fields, args, k * len(x)) for k in range(AVERAGED)]
-    found, plain = drawn[0], x.copy()
+    samples = [draw(pipe, fields, args, k * len(x)) for k in range(AVERAGED)]
+    x_hat, plain = samples[0], x.copy()
     for picture, hole in zip(plain, mask, strict=True):
         picture[hole] = picture[~hole].mean(axis=0).round() if (~hole).any() else 128
     holes = np.where(mask[..., None], np.uint8(128), x)
     figures = {
-        "psnr_hole": psnr_inside(found, x, mask),
-        "psnr_hole_average": psnr_inside(np.mean(drawn, axis=0), x, mask),
+        "psnr_hole": psnr_inside(x_hat, x, mask),
+        "psnr_hole_average": psnr_inside(np.mean(samples, axis=0), x, mask),
         "psnr_hole_mean_fill": psnr_inside(plain, x, mask),
         "hole": mask.mean(),
     }
-    figures |= compared(found, x) | compared(plain, x, "_mean_fill")
-    return figures, [holes, plain, found, x]
+    figures |= compare(x_hat, x) | compare(plain, x, "_mean_fill")
+    return figures, [holes, plain, x_hat, x]
 
 
-def compared(x_hat: np.ndarray, x: np.ndarray, suffix: str = "") -> dict:
+def compare(x_hat: np.ndarray, x: np.ndarray, suffix: str = "") -> dict:
     """Means of PSNR (dB) and SSIM."""
     return {
         f"psnr{suffix}": psnr(x_hat, x).mean(),
@@ -155,24 +156,18 @@ def psnr_inside(x_hat: np.ndarray, x: np.ndarray, mask: np.ndarray) -> float:
         return float(10 * np.log10(255**2 / np.mean(difference**2)))
 
 
-def layout(pipe: Pipeline, args) -> tuple[dict, list]:
-    """The share of objects recognised in their boxes."""
-    return drawn_objects(pipe, args, "layout")
+def object_figures(pipe: Pipeline, args) -> tuple[dict, list]:
+    """The share of objects that are recognized where held-out scenes have them.
 
-
-def semantic(pipe: Pipeline, args) -> tuple[dict, list]:
-    """The share of objects recognised where the label map has them."""
-    return drawn_objects(pipe, args, "segmentation")
-
-
-def drawn_objects(pipe: Pipeline, args, key: str) -> tuple[dict, list]:
-    """Figures of pictures drawn from the layouts or label maps of held-out scenes."""
+    The pictures are drawn from the scenes' layouts, or from their label maps.
+    """
+    key = pipe.task.field
     known = datasets.source(pipe.config, "train")
     source = datasets.source(pipe.config, args.split)
     if pipe.config.data.source != "scenes":
-        raise UserError("objects are recognised in scenes of emoji only")
+        raise UserError("objects are recognized in scenes of emoji only")
     examples = [source[i] for i in range(args.num)]
-    found = draw(pipe, [{key: one[key]} for one in examples], args)
+    x_hat = draw(pipe, [{key: one[key]} for one in examples], args)
     emoji = EmojiSource(split="train", size_px=136)
     pictures = [trim(emoji[i]["image"]) for i in range(len(emoji))]
     judge = dict(references=objects.library(pictures), labels=emoji.group_labels)
@@ -180,7 +175,7 @@ def drawn_objects(pipe: Pipeline, args, key: str) -> tuple[dict, list]:
     known_layouts, known_pictures = scenes([known[i] for i in range(args.num)])
     mean = np.rint(known_pictures.mean(axis=0)).astype(np.uint8)
     figures = {
-        "accuracy": objects.accuracy(found, layouts, **judge),
+        "accuracy": objects.accuracy(x_hat, layouts, **judge),
         "accuracy_known": objects.accuracy(known_pictures, known_layouts, **judge),
         "accuracy_unrelated": objects.accuracy(np.roll(real, 1, 0), layouts, **judge),
         "accuracy_blank": objects.accuracy(
@@ -189,8 +184,8 @@ def drawn_objects(pipe: Pipeline, args, key: str) -> tuple[dict, list]:
         "chance": 1 / len(emoji.groups),
         "objects": sum(map(len, layouts)),
     }
-    shown = np.stack([drawn_condition(one, key) for one in examples])
-    return figures, [shown, found, real]
+    maps = np.stack([condition_map(one, key) for one in examples])
+    return figures, [maps, x_hat, real]
 
 
 def scenes(examples: list[dict]) -> tuple[list, np.ndarray]:
@@ -199,7 +194,7 @@ def scenes(examples: list[dict]) -> tuple[list, np.ndarray]:
     return [one["layout"] for one in examples], pictures
 
 
-# Ten colours that are easily told apart, the background's first.
+# Ten colors that are easily told apart, the background's first.
 PALETTE = np.array(
     [
         (255, 255, 255),
@@ -217,8 +212,8 @@ PALETTE = np.array(
 )
 
 
-def drawn_condition(example: dict, key: str) -> np.ndarray:
-    """A layout's boxes or a label map in colours, uint8 "H W 3"."""
+def condition_map(example: dict, key: str) -> np.ndarray:
+    """A layout's boxes or a label map in colors, uint8 "H W 3"."""
     if key == "segmentation":
         return PALETTE[example["segmentation"] % len(PALETTE)]
     height, width, _ = example["image"].shape
@@ -230,36 +225,36 @@ def drawn_condition(example: dict, key: str) -> np.ndarray:
     return sheet
 
 
-def classes(pipe: Pipeline, args) -> tuple[dict, list]:
+def recognition(pipe: Pipeline, args) -> tuple[dict, list]:
     """The share of samples, of classes in turn, whose nearest picture has the class."""
     source = EmojiSource(split="train", size_px=pipe.config.data.size_px)
     if pipe.config.num_classes != len(source.subgroups):
-        raise UserError("classes are recognised among the emoji's subgroups only")
+        raise UserError("classes are recognized among the emoji's subgroups only")
     # in an order that is not the alphabet's, so that few pictures are varied too
     order = np.random.default_rng(0).permutation(np.unique(source.labels))
     labels = np.resize(order, args.num)
-    found = draw(pipe, [{"label": int(label)} for label in labels], args)
+    x_hat = draw(pipe, [{"label": int(label)} for label in labels], args)
     references = training_pictures(source)
-    result = recognise(found, labels, references=references, labels=source.labels)
+    result = recognise(x_hat, labels, references=references, labels=source.labels)
     first = [np.flatnonzero(source.labels == label)[0] for label in labels]
     figures = {"accuracy": result.accuracy, "chance": result.chance}
-    return figures, [references[first], found, references[result.nearest]]
+    return figures, [references[first], x_hat, references[result.nearest]]
 
 
-def unconditional(pipe: Pipeline, args) -> tuple[dict, list]:
+def distance_to_training(pipe: Pipeline, args) -> tuple[dict, list]:
     """Root mean squares of samples less their nearest training pictures."""
     if pipe.config.data.source != "emoji":
         raise UserError("the nearest pictures are looked for among the emoji only")
     size = dict(size_px=pipe.config.data.size_px)
     references = training_pictures(EmojiSource(split="train", **size))
     held = training_pictures(EmojiSource(split=args.split, **size))
-    found = draw(pipe, [{}] * args.num, args)
-    near, near_held = (references[nearest(x, references)] for x in (found, held))
+    x_hat = draw(pipe, [{}] * args.num, args)
+    near, near_held = (references[nearest(x, references)] for x in (x_hat, held))
     figures = {
-        "rms_nearest": rms(found, near),
+        "rms_nearest": rms(x_hat, near),
         "rms_nearest_held_out": rms(held, near_held),
     }
-    return figures, [found, near]
+    return figures, [x_hat, near]
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
@@ -267,11 +262,11 @@ def rms(a: np.ndarray, b: np.ndarray) -> float:
     return float((PEAK * 10 ** (-psnr(a, b) / 20)).mean())
 
 
-KINDS = {
-    "super_resolution": super_resolution,
-    "inpaint": inpaint,
-    "layout": layout,
-    "semantic": semantic,
-    "class": classes,
-    "unconditional": unconditional,
+# By `Task.figures`: (pipeline, flags) -> (figures, columns of pictures for the sheet).
+FIGURES = {
+    "enlargement": enlargement,
+    "completion": completion,
+    "objects": object_figures,
+    "recognition": recognition,
+    "nearest": distance_to_training,
 }

@@ -39,17 +39,24 @@ LDM_TEXT_TOKENS = 77  # whatever its tokenizer says
 
 
 class Layout(NamedTuple):
-    """A pipeline: our task, and the names of its first stage and text components."""
+    """A pipeline: our task, and the names of its first stage and text components.
+
+    extra: channels beside the latents; scale: of the latents, where it is always that.
+    """
 
     task: str
     first_stage: str
     text: str | None = None
     guidance: float = 1.0
+    extra: int = 0
+    scale: float | None = None
 
 
 PIPELINES = {
     "LDMPipeline": Layout("unconditional", "vqvae"),
-    "LDMSuperResolutionPipeline": Layout("super_resolution", "vqvae"),
+    "LDMSuperResolutionPipeline": Layout(
+        "super_resolution", "vqvae", extra=3, scale=1.0
+    ),
     "LDMTextToImagePipeline": Layout("text", "vqvae", "bert", 5.0),
     "StableDiffusionPipeline": Layout("text", "vae", "text_encoder", 7.5),
 }
@@ -96,7 +103,7 @@ def read_pipeline(path: Path, scale: float | None) -> Converted:
     network = networks.autoencoder(first.config["autoencoder"])
     scale = known_scale(scale, first.config, layout)
     first.config["latent_scale"] = scale
-    net = unet(path / "unet", network.latent_channels, layout.task)
+    net = unet(path / "unet", network.latent_channels, layout)
     process, notes = diffusers_settings.process(
         read_json(path / "scheduler" / "scheduler_config.json")
     )
@@ -137,8 +144,8 @@ def known_scale(given: float | None, config: Mapping, layout: Layout) -> float:
     """The latent scale of a pipeline; the one for super-resolution has none."""
     if given is not None:
         return given
-    if layout.task == "super_resolution":
-        return 1.0
+    if layout.scale is not None:
+        return layout.scale
     if "latent_scale" not in config:
         raise UserError(
             f"{layout.first_stage}/config.json has no scaling_factor: give --scale (1 "
@@ -147,22 +154,21 @@ def known_scale(given: float | None, config: Mapping, layout: Layout) -> float:
     return config["latent_scale"]
 
 
-def unet(path: Path, channels: int, task: str) -> Component:
+def unet(path: Path, channels: int, layout: Layout) -> Component:
     """The denoiser, with the names of attention before diffusers 0.15 too."""
     config = read_json(path / CONFIG)
     section = diffusers_settings.unet(config)
     spatial = bool(section["context_width"])
-    if spatial != (task == "text"):
+    if spatial != bool(layout.text):
         raise UserError(
-            f"{path}: {config['_class_name']} is not that of a {task} model"
+            f"{path}: {config['_class_name']} is not that of a {layout.task} model"
         )
     takes = validate.integer(config, "in_channels", 3 if not spatial else 4)
     makes = validate.integer(config, "out_channels", 3 if not spatial else 4)
-    extra = 3 if task == "super_resolution" else 0
-    if (takes, makes) != (channels + extra, channels):
+    if (takes, makes) != (channels + layout.extra, channels):
         raise UserError(
             f"{path}: {takes} channels in and {makes} out, but the first stage has "
-            f"{channels} and the condition adds {extra}"
+            f"{channels} and the condition adds {layout.extra}"
         )
     network = networks.unet(section, out_channels=makes)
     table = names.diffusers_unet_names(network, takes)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.interop import first_stage_settings, validate
+from lDM_jax.models.clip_text import ClipText
 
 PLAIN, SPATIAL = "UNet2DModel", "UNet2DConditionModel"
 MID = {PLAIN: "UNetMidBlock2D", SPATIAL: "UNetMidBlock2DCrossAttn"}
@@ -107,6 +108,7 @@ def unet(config: Mapping) -> dict:
         transformer_depth=depths[0] if len(set(depths)) == 1 else depths,
         linear_projections=validate.switch(config, "use_linear_projection"),
         vector_width=0,
+        qk_norm=False,
         scale_shift=scale_shift,
         res_resample=res_resample,
         dropout=validate.rate(config, "dropout"),
@@ -179,12 +181,12 @@ def to_unet(
     section: Mapping, *, in_channels: int, out_channels: int, sample_size: int
 ) -> dict:
     """config.json of config.unet. UserError for what diffusers has no place for."""
-    if section.get("vector_width", 0):
+    if section["vector_width"]:
         raise UserError("config.unet.vector_width cannot be written for diffusers")
     kind = SPATIAL if section["context_width"] else PLAIN
     widths = [section["width"] * mult for mult in section["width_mults"]]
-    given = section.get("transformer_depth", 1)
-    depths = list(given) if isinstance(given, list | tuple) else [given] * len(widths)
+    depth = section["transformer_depth"]
+    depths = list(depth) if isinstance(depth, list | tuple) else [depth] * len(widths)
     attends = [
         2**level in section["attn_factors"] and depths[level] > 0
         for level in range(len(widths))
@@ -194,7 +196,7 @@ def to_unet(
     def blocks(kinds: tuple[str, ...]) -> list[str]:
         return [kinds[1] if on else kinds[2 if residual else 0] for on in attends]
 
-    if section.get("qk_norm", False):
+    if section["qk_norm"]:
         raise UserError("diffusers' UNets have no place for config.unet.qk_norm")
     if kind == SPATIAL and residual:
         raise UserError(
@@ -246,7 +248,7 @@ def _to_spatial(section: Mapping, widths: list[int], depths: list[int]) -> dict:
         ],
         cross_attention_dim=section["context_width"],
         transformer_layers_per_block=[depth or 1 for depth in depths],
-        use_linear_projection=bool(section.get("linear_projections", False)),
+        use_linear_projection=bool(section["linear_projections"]),
     )
 
 
@@ -378,7 +380,7 @@ def to_bert(section: Mapping) -> dict:
         model_type="ldmbert",
         pad_token_id=0,
         scale_embedding=False,
-        vocab_size=section.get("vocab_size", 30_522),
+        vocab_size=section["vocab_size"],
     )
 
 
@@ -403,24 +405,24 @@ def clip(config: Mapping) -> dict:
     )
 
 
-def to_clip(network: Mapping) -> dict:
+def to_clip(network: ClipText) -> dict:
     """config.json of a tower; "penultimate" is the last layer of one layer less."""
-    if network.get("projection", 0) or not network.get("output_norm", True):
+    if network.projection or not network.output_norm:
         raise UserError("a tower with a projection cannot be written as CLIPTextModel")
-    last = network.get("output_layer", "last") == "last"
+    last = network.output_layer == "last"
     return dict(
         architectures=["CLIPTextModel"],
         bos_token_id=49_406,
         eos_token_id=49_407,
-        hidden_act=network.get("activation", "quick_gelu"),
-        hidden_size=network["width"],
-        intermediate_size=4 * network["width"],
+        hidden_act=network.activation,
+        hidden_size=network.width,
+        intermediate_size=4 * network.width,
         layer_norm_eps=1e-5,
-        max_position_embeddings=network.get("max_length", 77),
+        max_position_embeddings=network.max_length,
         model_type="clip_text_model",
-        num_attention_heads=network["num_heads"],
-        num_hidden_layers=network["depth"] - (not last),
+        num_attention_heads=network.num_heads,
+        num_hidden_layers=network.depth - (not last),
         pad_token_id=1,
-        projection_dim=network["width"],
-        vocab_size=network.get("vocab_size", 49_408),
+        projection_dim=network.width,
+        vocab_size=network.vocab_size,
     )

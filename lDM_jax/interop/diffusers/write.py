@@ -24,12 +24,14 @@ from ml_collections import ConfigDict
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.tokenizers import BERT_VOCAB, END, START, clip_vocabulary
 from lDM_jax.from_config import networks
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop import first_stage_settings, names, names_text
 from lDM_jax.interop.converted import Ours, open_model, open_parts, write_whole
 from lDM_jax.interop.diffusers import settings as diffusers_settings
 from lDM_jax.interop.original.read import COND_ROOT, UNET_ROOT
 from lDM_jax.models.bert_text import TextTransformer
 from lDM_jax.models.clip_text import ClipText
+from lDM_jax.tasks.task import Settings
 from lDM_jax.weights import directory as weights_directory
 from lDM_jax.weights import name_maps
 from lDM_jax.weights.name_maps import Lazy
@@ -38,7 +40,6 @@ Files = dict[str, str | Mapping[str, Lazy]]
 MODEL, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
 VERSION = "0.30.0"  # of diffusers, whose forms these are
 LDM_TEXT_TOKENS, LDM_TEXT_FACTOR = 77, 8  # fixed in LDMTextToImagePipeline
-DEFAULT_SIZE_PX = 256
 
 
 def export(model: str) -> tuple[Files, list[str]]:
@@ -46,7 +47,7 @@ def export(model: str) -> tuple[Files, list[str]]:
     ours = open_model(model)
     stage = ours.config.get("stage")
     if stage == "autoencoder":
-        return first_stage_files(ours, ours.config.get("latent_scale", 0.0))
+        return first_stage_files(ours, ours.config.latent_scale)
     if stage == "text":
         files = tower_files(ours)
         return files, [f"CLIPTextModel, {len(files[TEXT])} entries"]
@@ -63,9 +64,8 @@ def first_stage_files(ours: Ours, scale) -> tuple[Files, list[str]]:
     if isinstance(scale, list | tuple):
         raise UserError("diffusers has no place for a latent scale of every channel")
     section = ours.config.autoencoder.to_dict()
-    size = ours.config.get("data", {}).get("size_px", DEFAULT_SIZE_PX)
     plain = first_stage_settings.to_diffusers_first_stage(
-        section, scale=scale, size_px=size
+        section, scale=scale, size_px=ours.config.data.size_px
     )
     table = names.diffusers_autoencoder_names(networks.autoencoder(section))
     rooted = name_maps.prefixed(table, "", ("params",))
@@ -79,8 +79,8 @@ def first_stage_files(ours: Ours, scale) -> tuple[Files, list[str]]:
 def tower_files(ours: Ours) -> Files:
     """CLIPTextModel."""
     section = ours.config.text.network.to_dict()
-    config = diffusers_settings.to_clip(section)
     network = networks.construct(ClipText, section, "text.network")
+    config = diffusers_settings.to_clip(network)
     rooted = name_maps.prefixed(names_text.clip_names(network), "", ("params",))
     arrays = name_maps.lazy_to_original(ours.arrays, rooted)
     return {"config.json": as_json(config), TEXT: arrays}
@@ -97,9 +97,7 @@ def pipeline_files(ours: Ours) -> tuple[Files, list[str]]:
     first, tower = open_parts(ours)
     scheduler = diffusers_settings.to_scheduler(config.process.to_dict())
     codec = networks.abstract_codec(config)
-    scale = config.first_stage.scale or (
-        first.config.get("latent_scale", 0.0) if first else 1.0
-    )
+    scale = config.first_stage.scale or (first.config.latent_scale if first else 1.0)
     unet, entries, conditioner = unet_files(config, ours.arrays, codec)
     files = {"scheduler/scheduler_config.json": as_json(scheduler)}
     files |= under("unet", unet)
@@ -112,7 +110,7 @@ def pipeline_files(ours: Ours) -> tuple[Files, list[str]]:
         files |= under(folder, inner)
         report += [f"{folder}: {line}" for line in lines]
         index[folder] = ["diffusers", json.loads(inner["config.json"])["_class_name"]]
-    if config.task == "text":
+    if tower is not None or any("encoders_text" in path for path in conditioner):
         text, parts = text_files(config, conditioner, tower, kind)
         files |= text
         index |= parts
@@ -123,7 +121,7 @@ def pipeline_files(ours: Ours) -> tuple[Files, list[str]]:
         }
     if kind:
         index |= {"_class_name": kind, "_diffusers_version": VERSION}
-        if kind == "StableDiffusionPipeline":
+        if kind == STABLE_DIFFUSION:
             index |= dict.fromkeys(
                 ("safety_checker", "feature_extractor"), [None, None]
             )
@@ -161,28 +159,34 @@ INPUT = ("input_0_0", "kernel")
 
 def choose_pipeline(config: ConfigDict, codec, scale) -> tuple[str, str, str]:
     """(pipeline or "", the first stage's directory there, a line for the report)."""
-    task, stored = config.task, getattr(codec.autoencoder, "is_kl", False)
     if config.first_stage.path == "identity":
         return "", "vqvae", "diffusers has no pipeline for pixels: components only"
-    if task == "unconditional":
-        return "LDMPipeline", "vqvae", ""
-    if task == "super_resolution" and scale == 1.0:
-        return "LDMSuperResolutionPipeline", "vqvae", ""
-    if task == "text":
-        fits = not is_clip(config) and codec.factor == LDM_TEXT_FACTOR
-        if fits and config.text.max_length == LDM_TEXT_TOKENS:
-            return "LDMTextToImagePipeline", "vqvae", ""
-        if stored:
-            return "StableDiffusionPipeline", "vae", ""
-    note = f"diffusers has no pipeline for this {task} model: components"
-    if task == "layout" and config.get("layout", {}).get("within_boxes"):
+    task, settings = task_of(config), task_settings(config)
+    for name in task.diffusers:
+        if FITS[name](settings, codec, scale):
+            return name, "vae" if name == STABLE_DIFFUSION else "vqvae", ""
+    note = f"diffusers has no pipeline for this {task.name} model: components"
+    if any(condition.field == "boxes" for condition in task.conditions(settings)):
         note += ", without the masks of layout.within_boxes: other pictures"
     return "", "vqvae", note
 
 
-def is_clip(config: ConfigDict) -> bool:
-    """Whether the texts are read by a frozen tower."""
-    return networks.text_kind(config) == "clip"
+def fits_ldm_text(settings: Settings, codec, scale) -> bool:
+    """Whether the fixed length and factor of LDMTextToImagePipeline are the model's."""
+    del scale
+    own = settings.text["kind"] == "bert"
+    length = settings.tokenizer.max_length == LDM_TEXT_TOKENS
+    return own and codec.factor == LDM_TEXT_FACTOR and length
+
+
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+# Whether a pipeline holds a model of its task, of (settings, codec, latent scale).
+FITS = {
+    "LDMPipeline": lambda settings, codec, scale: True,
+    "LDMSuperResolutionPipeline": lambda settings, codec, scale: scale == 1.0,
+    "LDMTextToImagePipeline": fits_ldm_text,
+    STABLE_DIFFUSION: lambda settings, codec, scale: codec.autoencoder.is_kl,
+}
 
 
 def text_files(
@@ -195,8 +199,8 @@ def text_files(
     name = "bert" if kind == "LDMTextToImagePipeline" else "text_encoder"
     if tower is not None:
         inner = tower_files(tower)
-        pad = END if tower.config.text.get("pad", "eos") == "eos" else "!"
-        length = tower.config.text.network.get("max_length", 77)
+        pad = END if tower.config.text.pad == "eos" else "!"
+        length = json.loads(inner["config.json"])["max_position_embeddings"]
         files = under(name, inner) | under("tokenizer", clip_tokenizer(length, pad))
         encoder, tokenizer = "CLIPTextModel", "CLIPTokenizer"
         library = "transformers"

@@ -223,6 +223,7 @@ def unet(params: Mapping, *, heads: str, given_context: bool) -> tuple[dict, str
         transformer_depth=validate.integer(params, "transformer_depth", 1),
         linear_projections=validate.switch(params, "use_linear_in_transformer"),
         vector_width=0,
+        qk_norm=False,
         scale_shift=validate.switch(params, "use_scale_shift_norm"),
         res_resample=validate.switch(params, "resblock_updown"),
         dropout=validate.rate(params, "dropout"),

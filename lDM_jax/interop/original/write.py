@@ -15,12 +15,15 @@ import numpy as np
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.from_config import networks
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop import names
 from lDM_jax.interop.converted import Ours, open_model, open_parts
 from lDM_jax.interop.first_stage_settings import ORIGINAL_GROUPS
 from lDM_jax.interop.original import conditions
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
+from lDM_jax.models.clip_text import ClipText
+from lDM_jax.tasks.task import Original
 from lDM_jax.weights import name_maps
 from lDM_jax.weights.name_maps import Lazy
 
@@ -55,13 +58,14 @@ def whole(ours: Ours) -> Exported:
     first, tower = open_parts(ours)
     codec = networks.abstract_codec(config)
     channels = codec.channels
-    cond, where, extra = conditioner(config, channels, tower)
-    scale = config.first_stage.scale or (
-        first.config.get("latent_scale", 0.0) if first else 1.0
-    )
+    task, settings = task_of(config), task_settings(config)
+    cond = task.original(settings, channels)
+    scale = config.first_stage.scale or (first.config.latent_scale if first else 1.0)
     if isinstance(scale, list | tuple):
         raise UserError("the original program has one latent scale for all channels")
-    unet_params = unet(config, channels + extra, channels)
+    unet_params = unet(config, channels + cond.channels, channels)
+    if cond.num_classes:
+        unet_params["num_classes"] = cond.num_classes
     target, inner = original_settings.PIXELS, {}
     if first:
         target, inner = first_stage(first, interface=True)
@@ -69,24 +73,22 @@ def whole(ours: Ours) -> Exported:
         image_size=config.data.size_px // codec.factor,
         channels=channels,
         first_stage_key="image",
-        cond_stage_key=KEYS.get(config.task, "image"),
+        cond_stage_key=cond.key,
         cond_stage_trainable=False,
-        concat_mode=where == "concat",
-        loss_type=config.loss.get("loss", "l2"),
+        concat_mode=cond.where == "concat",
+        loss_type=config.loss.loss,
         scale_factor=float(scale or 1.0),
         use_ema=False,
         unet_config=dict(target=original_settings.UNET, params=unet_params),
         first_stage_config=dict(target=target, params=inner),
-        cond_stage_config=cond,
+        cond_stage_config=conditioner(cond, tower),
     )
-    if where in ("crossattn", "adm"):
-        params["conditioning_key"] = where
+    if cond.where in ("crossattn", "adm"):
+        params["conditioning_key"] = cond.where
     stage = original_settings.second_stage(params)
     tensors = state_dict(ours, first, tower, stage)
     target = f"ldm.models.diffusion.ddpm.{from_original.SECOND_STAGES[0]}"
-    report = [f"{target}, {len(tensors)} entries"]
-    if config.task == "class" and config.get("null_class", True):
-        report.append("the last class is the null class, which the YAML cannot say")
+    report = [f"{target}, {len(tensors)} entries", *filter(None, [cond.note])]
     return Exported(dict(target=target, params=params), tensors, report)
 
 
@@ -114,16 +116,6 @@ def state_dict(
 
 
 # Tables of the YAML.
-KEYS = {
-    "class": "class_label",
-    "text": "caption",
-    "layout": "coordinates_bbox",
-    "semantic": "segmentation",
-    "super_resolution": "LR_image",
-    "inpaint": "masked_image",
-}
-
-
 def demand_groups(section: Mapping) -> None:
     """UserError unless the norms are those of the original."""
     if section["num_groups"] != ORIGINAL_GROUPS:
@@ -140,7 +132,7 @@ def first_stage(ours: Ours, *, interface: bool) -> tuple[str, dict]:
     if section.attn_factors and not section.mid_attn:
         raise UserError("the original program attends in the middle or nowhere")
     is_kl = not section.num_codes
-    size_px = ours.config.get("data", {}).get("size_px", 256)
+    size_px = ours.config.data.size_px
     ddconfig = dict(
         double_z=is_kl,
         z_channels=section.z_channels,
@@ -168,10 +160,10 @@ def unet(config, in_channels: int, out_channels: int) -> dict:
     """params of a UNetModel."""
     section = config.unet
     demand_groups(section)
-    depth = section.get("transformer_depth", 1)
-    if section.get("qk_norm", False):
+    depth = section.transformer_depth
+    if section.qk_norm:
         raise UserError("the original program has no place for config.unet.qk_norm")
-    if not isinstance(depth, int) or section.get("vector_width", 0):
+    if not isinstance(depth, int) or section.vector_width:
         raise UserError(
             "the original program has one transformer_depth and no vector_width: the "
             "UNet cannot be written"
@@ -198,72 +190,44 @@ def unet(config, in_channels: int, out_channels: int) -> dict:
             transformer_depth=depth,
             context_dim=section.context_width,
         )
-    if section.get("linear_projections", False):
+    if section.linear_projections:
         params["use_linear_in_transformer"] = True
-    if config.task == "class" and not section.context_width:
-        params["num_classes"] = config.num_classes + config.get("null_class", True)
     return params
 
 
-def conditioner(config, channels: int, tower: Ours | None):
-    """(cond_stage_config, where it goes, channels that it adds)."""
-    width = config.unet.context_width
-    if config.task == "unconditional":
-        return "__is_unconditional__", None, 0
-    if config.task == "inpaint":
-        return "__is_first_stage__", "concat", channels + 1
-    if config.task == "super_resolution":
-        return dict(target=conditions.IDENTITY), "concat", 3
-    if config.task == "retrieval" or (config.task == "class" and not width):
-        where = "crossattn" if width else "adm"
-        return dict(target=conditions.IDENTITY), where, 0
-    if config.task == "semantic":
-        stages, mapped = config.rescaler.num_stages, config.rescaler.width
-        params = dict(n_stages=stages, in_channels=config.num_classes)
-        return encoder("SpatialRescaler", params, out_channels=mapped), "concat", mapped
-    if config.task == "class":
-        rows = config.num_classes + config.get("null_class", True)
-        params = dict(n_classes=rows, embed_dim=width)
-        return encoder("ClassEmbedder", params, key="class_label"), "crossattn", 0
+def conditioner(cond: Original, tower: Ours | None) -> str | dict:
+    """cond_stage_config."""
     if tower is not None:
-        return frozen(tower), "crossattn", 0
-    text = config.text
-    if (text.num_heads, text.head_width) != (8, 64):
-        raise UserError(
-            "the original program's text transformer has 8 heads of 64, this one "
-            f"{text.num_heads} of {text.head_width}: it cannot be written"
-        )
-    params = dict(n_embed=text.width, n_layer=text.depth, max_seq_len=text.max_length)
-    params["vocab_size"] = text.get("vocab_size", 30_522)
-    if config.task == "layout":
-        if config.get("layout", {}).get("within_boxes"):
-            raise UserError("the original program has no place for layout.within_boxes")
-        params["use_tokenizer"] = False
-    return encoder("BERTEmbedder", params), "crossattn", 0
+        return frozen(tower)
+    if cond.target.startswith("__"):
+        return cond.target
+    if "." in cond.target:
+        return dict(target=cond.target)
+    return encoder(cond.target, cond.params)
 
 
-def encoder(name: str, params: dict, **more: Any) -> dict:
+def encoder(name: str, params: Mapping) -> dict:
     """The table of a conditioner."""
-    return dict(target=conditions.ENCODERS + name, params=params | more)
+    return dict(target=conditions.ENCODERS + name, params=dict(params))
 
 
 def frozen(tower: Ours) -> dict:
     """The tower of Stable Diffusion 1.x or 2.x. UserError for any other."""
-    network = tower.config.text.network.to_dict()
-    last = network.get("output_layer", "last") == "last"
-    width, depth, heads = (network[key] for key in ("width", "depth", "num_heads"))
-    length = network.get("max_length", 77)
+    section = tower.config.text.network.to_dict()
+    network = networks.construct(ClipText, section, "text.network")
+    last, length = network.output_layer == "last", network.max_length
+    width, depth, heads = network.width, network.depth, network.num_heads
     known = conditions.CLIP_VERSIONS
     for version, sizes in known.items():
         fits = sizes == dict(width=width, depth=depth, heads=heads) and last
-        if fits and network.get("activation", "quick_gelu") == "quick_gelu":
+        if fits and network.activation == "quick_gelu":
             params = dict(version=version, max_length=length)
             return encoder("FrozenCLIPEmbedder", params)
     for arch, sizes in conditions.OPENCLIP_VERSIONS.items():
         # "last" of a tower that lacks the last block is "penultimate" of the whole.
         fits = sizes == dict(width=width, depth=depth + last, heads=heads)
         whole = last and sizes == dict(width=width, depth=depth, heads=heads)
-        if (fits or whole) and network.get("activation") == "gelu":
+        if (fits or whole) and network.activation == "gelu":
             layer = "last" if whole else "penultimate"
             params = dict(arch=arch, max_length=length, layer=layer)
             return encoder("FrozenOpenCLIPEmbedder", params)
@@ -275,7 +239,7 @@ def frozen(tower: Ours) -> dict:
 
 def process(section: Mapping) -> dict:
     """The parameters of the schedule."""
-    if section["kind"] != "discrete" or section.get("zero_terminal_snr", False):
+    if section["kind"] != "discrete" or section["zero_terminal_snr"]:
         raise UserError(
             "the original program has discrete processes only, and none that ends at "
             "zero signal: the model cannot be written"

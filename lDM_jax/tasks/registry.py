@@ -1,0 +1,80 @@
+"""All tasks by their names, and what is made of one: example transforms, shapes."""
+
+from collections.abc import Callable, Sequence
+
+from jax import ShapeDtypeStruct
+
+from lDM_jax.core.arrays import Batch
+from lDM_jax.core.errors import UserError
+from lDM_jax.data import transforms
+from lDM_jax.tasks import (
+    class_label,
+    inpaint,
+    layout,
+    retrieval,
+    semantic,
+    super_resolution,
+    text,
+    unconditional,
+)
+from lDM_jax.tasks.task import Settings, Task
+
+TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> Task:
+    """Make a task known by its name, in place of another of that name; the task."""
+    TASKS[task.name] = task
+    return task
+
+
+for module in (
+    unconditional,
+    class_label,
+    text,
+    layout,
+    semantic,
+    super_resolution,
+    inpaint,
+    retrieval,
+):
+    register(module.TASK)
+
+
+def get_task(name: str) -> Task:
+    """The task of that name. UserError lists the valid names."""
+    if name not in TASKS:
+        raise UserError(f"task {name!r} is unknown; valid: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def train_transform(
+    task: Task,
+    settings: Settings,
+    *,
+    background: str,
+    flip: float,
+    crop: Sequence[Callable] = (),
+) -> Callable:
+    """Source example -> batch row: image f32 plus the task's condition.
+
+    crop: what makes a square of the picture, before and after it is laid over the
+    background: two transforms or None.
+    """
+    before, after = crop or (None, None)
+    steps = [transforms.Composite(background=background)]
+    steps = [before] * bool(before) + steps + [after] * bool(after)
+    if flip > 0:
+        steps.append(transforms.RandomFlip(probability=flip))
+    keys = dict.fromkeys(("image", *task.shapes(settings)))
+    return transforms.compose(
+        *steps, *task.steps(settings), transforms.Keep(tuple(keys))
+    )
+
+
+def example_shapes(task: Task, settings: Settings, *, rows: int) -> Batch:
+    """Abstract conditions of a batch, for shapes alone."""
+    return {
+        key: ShapeDtypeStruct((rows, *shape), dtype)
+        for key, (dtype, shape) in task.shapes(settings).items()
+    }
