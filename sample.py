@@ -191,7 +191,7 @@ def steered():
     if not stored.keys() & set(edits.FIELDS):
         return None
     model = named_model(stored)
-    return model, edits.from_record(stored)
+    return model, edits.from_record(stored).embedded()
 
 
 def named_model(stored: dict) -> str:
@@ -286,19 +286,19 @@ def load(model: str):
     return Pipeline.load(model, **options)
 
 
-def save_request(model: str, wanted: list) -> None:
+def save_request(model: str, prepared: list) -> None:
     """--save_request: the request with its pixels, for --request."""
     from lDM_jax.core.errors import UserError
 
     if FLAGS.save_request is None:
         return
-    if len(wanted) != 1:
+    if len(prepared) != 1:
         raise UserError("--save_request holds one request: give one --prompt")
-    record = {"model": model, **wanted[0].embedded().record()}
+    record = {"model": model, **prepared[0].preset.record()}
     Path(FLAGS.save_request).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def draw(model: str, wanted: list) -> None:
+def draw(model: str, requests: list) -> None:
     """All pictures of all requests, each written as soon as it is there, and a grid."""
     import numpy as np
     from tqdm import tqdm
@@ -307,59 +307,62 @@ def draw(model: str, wanted: list) -> None:
 
     out = output_directory()
     pipe = load(model)
-    wanted = [pipe.resolved(request) for request in wanted]
-    save_request(model, wanted)
+    prepared = []
+    for request in requests:
+        old = prepared[-1] if prepared else None  # they share their files
+        prepared.append(pipe.prepare(request, old=old))
+    save_request(model, prepared)
     if FLAGS.interpolate is not None:
-        return draw_between(pipe, wanted, out)
+        return draw_between(pipe, [one.preset for one in prepared], out)
     if FLAGS.animation is not None:
-        return draw_steps(pipe, wanted, out)
-    pictures = []
-    with tqdm(total=sum(len(r.seeds) for r in wanted), unit="img") as progress:
-        for request in wanted:
-            name = slug(request.prompt)
-            prefix = f"{name}_" if len(wanted) > 1 else ""
-            for seed, pixels in zip(request.seeds, pipe.run(request), strict=True):
-                one = dataclasses.replace(request, seeds=(seed,)).record()
+        return draw_steps(pipe, [one.preset for one in prepared], out)
+    pictures, many = [], len(prepared) > 1
+    total = sum(len(one.request.seeds) for one in prepared)
+    with tqdm(total=total, unit="img") as progress:
+        for one in prepared:
+            prefix = f"{slug(one.request.prompt)}_" if many else ""
+            for seed, pixels in zip(one.request.seeds, pipe.run(one), strict=True):
+                record = dataclasses.replace(one.request, seeds=(seed,)).record()
                 path = out / f"{prefix}{seed:06d}.png"
-                image.write_png(path, pixels, request={"model": model, **one})
+                image.write_png(path, pixels, request={"model": model, **record})
                 pictures.append(pixels)
                 progress.update()
-    columns = len(wanted[0].seeds) if len(wanted) > 1 else None
+    columns = len(prepared[0].request.seeds) if many else None
     image.write_png(out / "grid.png", image.grid(np.stack(pictures), columns=columns))
     progress.write(f"{len(pictures)} pictures and grid.png in {out}")
 
 
-def draw_again(model: str, way) -> None:
-    """A --request with the edits of its way: one PNG a seed that holds the same."""
+def draw_again(model: str, trajectory) -> None:
+    """A --request with its edits: one PNG a seed that holds the same."""
     from lDM_jax.core import image
     from lDM_jax.sampling import edits
 
     out = output_directory()
-    pipe = load(model)
-    for seed, pixels in zip(way.request.seeds, edits.draw(pipe, way), strict=True):
-        one = dataclasses.replace(way.request, seeds=(seed,))
-        record = dataclasses.replace(way, request=one).record()
+    pictures = edits.replay(load(model), trajectory)
+    for seed, pixels in zip(trajectory.request.seeds, pictures, strict=True):
+        one = dataclasses.replace(trajectory.request, seeds=(seed,))
+        record = dataclasses.replace(trajectory, request=one).record()
         path = out / f"{seed:06d}.png"
         image.write_png(path, pixels, request={"model": model, **record})
         sys.stderr.write(f"{path}\n")
 
 
-def draw_between(pipe, wanted: list, out: Path) -> None:
+def draw_between(pipe, requests: list, out: Path) -> None:
     """--interpolate: numbered pictures, a grid, and the animation if it is asked for.
 
-    The way goes over the seeds of one prompt, or over as many prompts as seeds.
+    From seed to seed of one prompt, or of as many prompts as seeds.
     """
     import numpy as np
     from tqdm import tqdm
 
     from lDM_jax.core import image
 
-    fields = {**vars(wanted[0])}
-    prompts = [fields.pop("prompt")] + [request.prompt for request in wanted[1:]]
+    fields = {**vars(requests[0])}
+    prompts = [fields.pop("prompt")] + [request.prompt for request in requests[1:]]
     prompt = prompts if len(prompts) > 1 else prompts[0]
     frames = []
-    way = pipe.interpolate(FLAGS.interpolate, prompt, **fields)
-    for number, pixels in enumerate(tqdm(way, unit="img")):
+    between = pipe.interpolate(FLAGS.interpolate, prompt, **fields)
+    for number, pixels in enumerate(tqdm(between, unit="img")):
         image.write_png(out / f"way_{number:04d}.png", pixels)
         frames.append(pixels)
     image.write_png(out / "grid.png", image.grid(np.stack(frames)))
@@ -368,38 +371,36 @@ def draw_between(pipe, wanted: list, out: Path) -> None:
     sys.stderr.write(f"{len(frames)} pictures and grid.png in {out}\n")
 
 
-def draw_steps(pipe, wanted: list, out: Path) -> None:
+def draw_steps(pipe, requests: list, out: Path) -> None:
     """--animation: the clean estimate after every step, all seeds side by side."""
     from tqdm import tqdm
 
     from lDM_jax.core import image
     from lDM_jax.core.errors import UserError
 
-    if len(wanted) != 1:
+    if len(requests) != 1:
         raise UserError("--animation shows one request: give one --prompt")
-    request = wanted[0]
+    request = requests[0]
     frames = []
     for step in tqdm(pipe.stream(**vars(request)), total=request.steps, unit="step"):
         frames.append(image.grid(pipe.to_pixels(step.z0_hat)))
-    given = pipe.planner.canvas(request)
-    pictures = pipe.finish(step.z, request, given)
-    frames.append(image.grid(pictures))
+    frames.append(image.grid(pipe.finish(step)))
     image.write_animation(out / FLAGS.animation, frames)
     image.write_png(out / "grid.png", frames[-1])
     sys.stderr.write(f"{len(frames)} frames in {out / FLAGS.animation}\n")
 
 
-def draw_many(model: str, wanted: list) -> None:
+def draw_many(model: str, requests: list) -> None:
     """--num pictures of one request into --npz."""
     from tqdm import tqdm
 
     from lDM_jax.core.errors import UserError
     from lDM_jax.sampling import bulk
 
-    if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(wanted) != 1:
+    if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(requests) != 1:
         raise UserError("--num and --npz belong together, with at most one --prompt")
     pipe = load(model)
-    request = dataclasses.replace(wanted[0], seeds=wanted[0].seeds[:1])
+    request = dataclasses.replace(requests[0], seeds=requests[0].seeds[:1])
     with tqdm(total=FLAGS.num, unit="img") as progress:
         for count in bulk.generate(
             pipe, request, FLAGS.num, FLAGS.npz, batch_size=FLAGS.batch

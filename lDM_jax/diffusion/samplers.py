@@ -253,6 +253,14 @@ def start_carry(z: Array, sampler: str = "ddim") -> Carry:
     return Carry(z, jnp.zeros_like(z), memory, jnp.int32(0))
 
 
+def forget(carry: Carry) -> Carry:
+    """The carry without a past, for a denoiser that the memory is not of.
+
+    The next step is the sampler's first one from the same latents.
+    """
+    return carry._replace(age=jnp.zeros_like(carry.age))
+
+
 def step(
     denoise: Denoiser,
     carry: Carry,

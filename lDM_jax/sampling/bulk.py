@@ -25,7 +25,6 @@ from lDM_jax.core.distributed import is_first, together
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import write_json
 from lDM_jax.core.sharding import batch_sharding, make_mesh, replicated
-from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.pipeline import Pipeline
 from lDM_jax.sampling.request import Request
 
@@ -49,15 +48,14 @@ def check(pipe: Pipeline, request: Request) -> int:
 
     UserError for requests that one batch cannot hold, or that are in themselves wrong.
     """
-    own = pipe.trained.task.name in request_lib.OWN_IMAGE
-    if request.regions or (request.image is not None and not own):
+    if request.regions or (request.image is not None and not pipe.task.own_image):
         raise UserError("many pictures are drawn without regions and from noise")
     if request.autoguidance != 1 or request.target is not None:
         raise UserError("many pictures are drawn without autoguidance and targets")
     if len(request.seeds) != 1:
         raise UserError(f"give the first seed only, not {len(request.seeds)}")
-    drawn_in_turn = pipe.trained.task.name == "class" and request.label is None
-    return pipe.config.num_classes if drawn_in_turn else 0
+    in_turn = pipe.task.field == "label" and request.label is None
+    return pipe.config.num_classes if in_turn else 0
 
 
 def parts(count: int) -> list[range]:
@@ -85,8 +83,9 @@ def generate(
     if path.exists():
         raise UserError(f"{path} exists already: give a new file")
     classes = check(pipe, request)
-    first = pipe.resolved(row_request(request, 0, classes, prompts))
-    request = dataclasses.replace(first, label=None if classes else first.label)
+    first = pipe.prepare(row_request(request, 0, classes, prompts))
+    unset = {"label": None} if classes else {}
+    request = dataclasses.replace(first.preset, **unset)
     mesh = make_mesh(devices=jax.local_devices())  # hosts draw parts of their own
     if batch_size % mesh.size:
         raise UserError(
@@ -94,7 +93,8 @@ def generate(
         )
     text = json.dumps(list(prompts)).encode()
     drawn_from = {"prompts": hashlib.sha256(text).hexdigest()} if prompts else {}
-    record = {"count": count, **drawn_from, **request.record()}
+    stored = dataclasses.replace(first.request, **unset).record()
+    record = {"count": count, **drawn_from, **stored}
     with together("preparing the parts"):
         if is_first():
             prepare(folder, record)

@@ -3,9 +3,9 @@
     pipe = Pipeline.load("emoji")
     images = pipe.sample(prompt="red heart", seeds=range(4))     # uint8 "b H W 3"
 
-Owns the way from a request to pictures: `planner` makes of it what a trajectory runs
-on, `trajectory` runs it, the first stage decodes. An image depends on its seed and its
-request alone, not on what stands beside it in a batch: every row has its own noise key.
+Owns the way from a request to pictures: `prepare` makes of it, once, what a trajectory
+runs on, `programs` runs it, the first stage decodes. An image depends on its seed and
+its request alone, not on what stands beside it in a batch: each row has its noise key.
 Rows run `BATCH` at a time, the last batch padded, so that a trajectory compiles once.
 Guidance, prompt and seed never retrace.
 """
@@ -13,7 +13,6 @@ Guidance, prompt and seed never retrace.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,9 @@ from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.diffusion.samplers import Carry
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import prepare, preview
-from lDM_jax.sampling.prepare import Planner
-from lDM_jax.sampling.programs import CompiledSamplers, SamplingInputs, SamplingSpec
-from lDM_jax.sampling.request import Canvas, Request
+from lDM_jax.sampling.prepare import Models, Prepared
+from lDM_jax.sampling.programs import CompiledSamplers, SamplingInputs
+from lDM_jax.sampling.request import Request, RequestPixels, changed_fields
 from lDM_jax.sampling.trained_model import TrainedModel
 from lDM_jax.tasks.task import Task
 
@@ -41,25 +40,18 @@ FIXED += ("window_px", "regional")
 
 
 @dataclasses.dataclass
-class Plan:
-    """What a stream follows; `Pipeline.update` replaces request and course midway."""
+class Step:
+    """What `Pipeline.stream` yields after a step; `Pipeline.update` changes it.
 
-    request: Request
-    spec: SamplingSpec
-    inputs: SamplingInputs
-
-
-class Step(NamedTuple):
-    """What `Pipeline.stream` yields after a step.
-
-    step of total; carry: what the sampler goes on from; z f32 "b h w c", the latents
-    now; z0_hat, their clean estimate.
+    step of total; carry: what the sampler goes on from; prepared: what the next steps
+    follow; z f32 "b h w c", the latents now; z0_hat, their clean estimate. A copy by
+    `dataclasses.replace(step)` is a branch: its updates do not reach the original.
     """
 
     step: int
     total: int
     carry: Carry
-    plan: Plan
+    prepared: Prepared
 
     @property
     def z(self) -> Array:
@@ -71,7 +63,10 @@ class Step(NamedTuple):
 
 
 class Pipeline:
-    """A trained model, ready to sample. Holds EMA weights; `load` makes one."""
+    """A trained model, ready to sample. Holds EMA weights; `load` makes one.
+
+    companions: guide, classifier and lpips, as `prepare.Models` has them.
+    """
 
     def __init__(
         self,
@@ -81,13 +76,11 @@ class Pipeline:
         frozen: dict,
         **companions,
     ):
-        self.trained = TrainedModel(config, model, params, frozen)
-        self._plan_with(**companions)
+        trained = TrainedModel(config, model, params, frozen)
+        self._serve(Models(trained, **companions))
 
-    def _plan_with(self, **companions) -> None:
-        """companions: guide, classifier and lpips as `Planner` takes them."""
-        self.planner = Planner(self.trained, **companions)
-        guide, classifier = self.planner.guide, self.planner.classifier
+    def _serve(self, models: Models) -> None:
+        self.models, guide, classifier = models, models.guide, models.classifier
         self._programs = CompiledSamplers(
             self.model,
             guide=guide and guide.model,
@@ -104,14 +97,19 @@ class Pipeline:
         one of stage "classifier"; lpips: the file of VGG16, for targets. Raises
         UserError when they are none of these, or do not fit.
         """
-        pipe = cls.__new__(cls)
-        pipe.trained = TrainedModel.load(name)
-        pipe._plan_with(
+        models = Models(
+            TrainedModel.load(name),
             guide=TrainedModel.load(guide) if guide else None,
             classifier=networks.load_classifier(classifier) if classifier else None,
             lpips=lpips,
         )
+        pipe = cls.__new__(cls)
+        pipe._serve(models)
         return pipe
+
+    @property
+    def trained(self) -> TrainedModel:
+        return self.models.trained
 
     @property
     def config(self) -> ConfigDict:
@@ -137,9 +135,26 @@ class Pipeline:
     def latent_shape(self) -> tuple[int, int, int]:
         return self.trained.latent_shape
 
-    def resolved(self, request: Request) -> Request:
-        """The request with the model's defaults filled in, checked; `Planner`'s."""
-        return self.planner.resolved(request)
+    def resolve(self, request: Request) -> Request:
+        """The request with the model's defaults filled in, checked; reads no file."""
+        return prepare.resolve(self.models, request)
+
+    def prepare(
+        self,
+        request: Request,
+        *,
+        changing: bool = False,
+        old: Prepared | None = None,
+    ) -> Prepared:
+        """The request with all that its trajectories need; see `prepare.prepare`."""
+        options = dict(changing=changing, old=old)
+        prepared = prepare.prepare(self.models, request, **options)
+        if request.source is None:
+            return prepared
+        spec, z0, inputs = prepare.inversion(self.models, prepared)
+        eps = self._programs.invert(spec)(self.params, z0, inputs)
+        inputs = prepared.inputs._replace(eps=eps)
+        return dataclasses.replace(prepared, inputs=inputs)
 
     def resolved_defaults(self, **options) -> dict:
         """sampler, steps, guidance and eta as they will be used, for records."""
@@ -154,40 +169,43 @@ class Pipeline:
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
         if not prompts:
             raise UserError("the list of prompts is empty: give at least one prompt")
-        wanted = [self.resolved(Request(prompt=p, **options)) for p in prompts]
-        pictures = [picture for request in wanted for picture in self.run(request)]
+        requests = [self.resolve(Request(prompt=text, **options)) for text in prompts]
+        pictures, prepared = [], None
+        for request in requests:
+            prepared = self.prepare(request, old=prepared)
+            pictures.extend(self.run(prepared))
         return np.stack(pictures)
 
-    def run(self, request: Request) -> Iterator[np.ndarray]:
-        """The pictures of a resolved request, one a seed, as they are finished."""
-        rows = min(BATCH, len(request.seeds))
-        given = self.planner.canvas(request)
-        spec, inputs = self.planner.spec(request, given), self._inputs(request, given)
-        inputs = prepare.spread(inputs, rows)
-        for start in range(0, len(request.seeds), rows):
-            seeds = request.seeds[start : start + rows]
-            padded = seeds + (seeds[-1],) * (rows - len(seeds))
-            z = self._programs.whole(spec)(self.params, rng.seed_keys(padded), inputs)
-            yield from self.finish(z, request, given)[: len(seeds)]
+    def run(self, request: Request | Prepared) -> Iterator[np.ndarray]:
+        """The pictures of a request, one a seed, as they are finished."""
+        prepared = self.prepare(request) if isinstance(request, Request) else request
+        seeds, program = prepared.request.seeds, self._programs.whole(prepared.spec)
+        rows = min(BATCH, len(seeds))
+        inputs = prepare.spread(prepared.inputs, rows)
+        for start in range(0, len(seeds), rows):
+            some = seeds[start : start + rows]
+            padded = some + (some[-1],) * (rows - len(some))
+            z = program(self.params, rng.seed_keys(padded), inputs)
+            yield from self._pictures(z, prepared)[: len(some)]
 
-    def each(self, wanted: Sequence[Request], *, sharding=None) -> np.ndarray:
+    def each(self, requests: Sequence[Request], *, sharding=None) -> np.ndarray:
         """One picture a resolved request, all in one batch: uint8 "b H W 3".
 
         The requests have one seed each, and differ in seeds and conditions only; they
         start from noise. sharding: of the batch, for several devices.
         """
-        given = [self.planner.canvas(request) for request in wanted]
-        inputs = self.planner.inputs(wanted, given)
-        keys = rng.seed_keys([request.seeds[0] for request in wanted])
+        models = self.models
+        presets, pixels = prepare.read(models, requests)
+        inputs = prepare.sampling_inputs(models, presets, pixels)
+        keys = rng.seed_keys([request.seeds[0] for request in requests])
         if sharding is not None:
             rows = (inputs.cond, inputs.null, keys)
             cond, null, keys = jax.device_put(rows, sharding)
             inputs = inputs._replace(cond=cond, null=null)
-        spec = self.planner.spec(wanted[0], given[0])
+        spec = prepare.sampling_spec(models, presets[0], pixels[0])
         z = self._programs.whole(spec)(self.params, keys, inputs)
-        pixels = self.finish(z, wanted[0], given[0]._replace(mask=None))
-        pairs = zip(pixels, given, strict=True)
-        return np.stack([paste(picture, canvas) for picture, canvas in pairs])
+        pictures = zip(self._decode_whole(z, presets[0]), pixels, strict=True)
+        return np.stack([paste(picture, own) for picture, own in pictures])
 
     def place(self, sharding) -> None:
         """Put the parameters where the batches of `each` will be."""
@@ -198,55 +216,57 @@ class Pipeline:
 
         `update` changes the request of a step: the next steps follow it.
         """
-        request = self.resolved(Request(prompt=prompt, **options))
-        yield from self.resume(self.begin(request))
+        yield from self.resume(self.begin(Request(prompt=prompt, **options)))
 
     def begin(self, request: Request) -> Step:
-        """Where the stream of a resolved request begins: no step is made yet."""
-        given = self.planner.canvas(request)
-        spec = self.planner.spec(request, given, changing=True)
-        inputs = prepare.spread(self._inputs(request, given), len(request.seeds))
-        begin, _ = self._programs.single_step(spec)
-        carry = begin(rng.seed_keys(request.seeds), inputs)
-        plan = Plan(request, spec, inputs)
-        return Step(int(inputs.start), request.steps, carry, plan)
+        """Where the stream of a request begins: no step is made yet."""
+        prepared = self.prepare(request, changing=True)
+        request, inputs = prepared.request, prepared.inputs
+        begin, _ = self._programs.single_step(prepared.spec)
+        keys = rng.seed_keys(request.seeds)
+        carry = begin(keys, prepare.spread(inputs, len(request.seeds)))
+        return Step(int(inputs.start), request.steps, carry, prepared)
 
     def resume(self, step: Step) -> Iterator[Step]:
-        """The steps after `step`, by its plan: what `stream` yields from there.
+        """The steps after `step`: what `stream` yields from there.
 
-        Of one step as often as wanted: a trajectory has branches. They share its plan;
-        `step._replace(plan=dataclasses.replace(step.plan))` has one of its own.
+        Of one step as often as one likes: a trajectory has branches.
         """
-        plan = step.plan
-        keys, carry = rng.seed_keys(plan.request.seeds), step.carry
-        _, advance = self._programs.single_step(plan.spec)
-        for index in range(step.step, step.total):
-            carry = advance(self.params, carry, index, keys, plan.inputs)
-            yield Step(index + 1, step.total, carry, plan)
+        seeds, prepared = step.prepared.request.seeds, None
+        keys = rng.seed_keys(seeds)
+        _, advance = self._programs.single_step(step.prepared.spec)
+        while step.step < step.total:
+            if step.prepared is not prepared:
+                prepared = step.prepared
+                inputs = prepare.spread(prepared.inputs, len(seeds))
+            carry = advance(self.params, step.carry, step.step, keys, inputs)
+            step = Step(step.step + 1, step.total, carry, prepared)
+            yield step
 
     def update(self, step: Step, **changes) -> None:
         """Change prompt, negative, guidance, mask, ... for the steps after `step`.
 
-        Nothing is compiled again. UserError for what shapes the trajectory: seeds,
-        sampler, steps, spacing, size, or a mask, an image or a region where there was
-        none.
+        Nothing is compiled again, only what changed is encoded, and the sampler forgets
+        what it remembers of another denoiser: its next step is a first one. UserError
+        for what shapes the trajectory: seeds, sampler, steps, spacing, size, or a mask,
+        an image or a region where there was none.
         """
-        old = step.plan
         fixed = [name for name in changes if name in FIXED]
         if fixed:
             raise UserError(f"{', '.join(fixed)} cannot change midway")
-        request = self.resolved(dataclasses.replace(old.request, **changes))
-        given = self.planner.canvas(request)
-        spec = self.planner.spec(request, given, changing=True)
-        inputs = self.planner.inputs([request], [given])
-        inputs = prepare.spread(inputs, len(request.seeds))
-        inputs = inputs._replace(start=old.inputs.start, eps=old.inputs.eps)
-        if spec != old.spec or shapes(inputs) != shapes(old.inputs):
+        old = step.prepared
+        request = dataclasses.replace(old.request, **changes)
+        options = dict(changing=True, old=old, read_anew=changes)
+        new = prepare.prepare(self.models, request, **options)
+        inputs = new.inputs._replace(start=old.inputs.start, eps=old.inputs.eps)
+        if new.spec != old.spec or shapes(inputs) != shapes(old.inputs):
             raise UserError(
                 f"{', '.join(changes)}: cannot come, go or change its extent midway, "
                 "only its content"
             )
-        old.request, old.inputs = request, inputs
+        step.prepared = dataclasses.replace(new, inputs=inputs)
+        if changed_fields(old.preset, new.preset) - {"eta"}:
+            step.carry = samplers.forget(step.carry)
 
     def interpolate(
         self, frames: int, prompt: str | Sequence[str] | None = None, **options
@@ -258,20 +278,20 @@ class Pipeline:
         seed's own picture and ends with the last one's.
         """
         many = isinstance(prompt, (list, tuple))
-        request = self.resolved(Request(prompt[0] if many else prompt, **options))
+        prepared = self.prepare(Request(prompt[0] if many else prompt, **options))
+        request, spec = prepared.preset, prepared.spec
         prompts = list(prompt) if many else [prompt] * len(request.seeds)
         if len(prompts) != len(request.seeds) or len(prompts) < 2 or frames < 1:
             raise UserError(
                 f"{len(prompts)} prompts for {len(request.seeds)} seeds, {frames} "
                 "frames: give two seeds or more, one prompt or as many as seeds"
             )
-        wanted = [
-            self.resolved(dataclasses.replace(request, prompt=text, seeds=(seed,)))
+        ends = [
+            self.resolve(dataclasses.replace(request, prompt=text, seeds=(seed,)))
             for text, seed in zip(prompts, request.seeds, strict=True)
         ]
-        given = [self.planner.canvas(one) for one in wanted]
-        inputs = self.planner.inputs(wanted, given)
-        spec, last = self.planner.spec(request, given[0]), len(wanted) - 1
+        pixels, last = [prepared.pixels] * len(ends), len(ends) - 1
+        inputs = prepare.sampling_inputs(self.models, ends, pixels)
         noise = rng.normal_per_seed(rng.seed_keys(request.seeds), spec.shape)
         places = np.append(np.arange(last * frames) / frames, last)
         for start in range(0, len(places), BATCH):
@@ -284,36 +304,31 @@ class Pipeline:
             )
             keys = rng.seed_keys([request.seeds[0]] * BATCH)
             z = self._programs.whole(spec)(self.params, keys, part)
-            yield from self.finish(z, request, given[0])[: len(some)]
+            yield from self._pictures(z, prepared)[: len(some)]
 
-    def _inputs(self, request: Request, given: Canvas) -> SamplingInputs:
-        """A request's course of one row; with a `source`, from its image's noise."""
-        inputs = self.planner.inputs([request], [given])
-        if request.source is None:
-            return inputs
-        source = dataclasses.replace(request, guidance=1.0, regions=None)
-        if self.trained.task.name == "text":
-            # no words at all are the null condition
-            words = {"prompt": request.source or request.prompt}
-            source = dataclasses.replace(source, negative="", **words)
-        cond, null = self.planner.conditions([source], [given])
-        spec = self.planner.spec(source, given)._replace(
-            auto=False, gradient_guidance=()
-        )
-        toward = SamplingInputs(cond if request.source else null, null, 1.0, 0.0, 0)
-        z0 = self.planner.latents(given)
-        return inputs._replace(eps=self._programs.invert(spec)(self.params, z0, toward))
+    def finish(self, step: Step) -> np.ndarray:
+        """The pictures of a step by the full decoder: uint8 "b H W 3".
 
-    def finish(self, z0: Array, request: Request, given: Canvas) -> np.ndarray:
-        """Latents -> uint8 pictures, with the known pixels of a mask pasted back.
+        Of the last step its latents, of an earlier one their clean estimate, with the
+        known pixels of a mask pasted back.
+        """
+        z0 = step.z if step.step == step.total else step.z0_hat
+        return self._pictures(z0, step.prepared)
+
+    def _pictures(self, z0: Array, prepared: Prepared) -> np.ndarray:
+        """Latents -> uint8 pictures of a request, its known pixels pasted back."""
+        pictures = self._decode_whole(z0, prepared.request)
+        return np.stack([paste(picture, prepared.pixels) for picture in pictures])
+
+    def _decode_whole(self, z0: Array, request: Request) -> np.ndarray:
+        """Latents -> uint8 pictures.
 
         A request in windows is decoded in exact tiles of their extent, unless the first
         stage attends: then as a whole, since tiles would show.
         """
         tiled = request.window_px and not self.model.codec.attends
         options = dict(tile_px=request.window_px, exact=True) if tiled else {}
-        pixels = image.to_uint8(jax.device_get(self.decode(z0, **options)))
-        return np.stack([paste(picture, given) for picture in pixels])
+        return image.to_uint8(jax.device_get(self.decode(z0, **options)))
 
     def to_pixels(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures."""
@@ -364,11 +379,11 @@ class Pipeline:
         return self.trained.denoise(self.params, z_t, t, cond)
 
 
-def paste(picture: np.ndarray, given: Canvas) -> np.ndarray:
+def paste(picture: np.ndarray, pixels: RequestPixels) -> np.ndarray:
     """The picture, with the given image's pixels wherever the mask is 0."""
-    if given.mask is None:
+    if pixels.mask is None:
         return picture
-    return np.where(given.mask > 0, picture, image.to_uint8(given.image))
+    return np.where(pixels.mask > 0, picture, image.to_uint8(pixels.image))
 
 
 def shapes(tree) -> tuple:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.sampling.edits import Timeline
+from lDM_jax.sampling.edits import EditedTrajectory
 from lDM_jax.sampling.request import OWN_IMAGE, Request
 from lDM_jax.studio import limits, tabs
 from lDM_jax.studio.actions import Studio, View, adopt, made_run, play, set_pace
@@ -22,7 +22,7 @@ MORE = 4  # pictures of "more like this"
 MORE_STRENGTH = 0.75
 
 
-def read_record(studio: Studio, stored: dict) -> tuple[Served, Timeline]:
+def read_record(studio: Studio, stored: dict) -> tuple[Served, EditedTrajectory]:
     """The model and the timeline of a record. UserError if they cannot be had."""
     name = stored.get("model")
     if name not in studio.models:
@@ -98,7 +98,11 @@ def redraw(
 
 
 def reopen(
-    studio: Studio, session: Session, served: Served, way: Timeline, controls: dict
+    studio: Studio,
+    session: Session,
+    served: Served,
+    way: EditedTrajectory,
+    controls: dict,
 ) -> Iterator[View]:
     """Draw a timeline again, step by step as it was."""
     yield View("preparing", note="Reading the request …")

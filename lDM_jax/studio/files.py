@@ -16,7 +16,7 @@ from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.sampling import request as request_lib
-from lDM_jax.sampling.edits import Timeline
+from lDM_jax.sampling.edits import EditedTrajectory
 from lDM_jax.studio import again, limits, tabs
 from lDM_jax.studio.actions import Studio
 from lDM_jax.studio.session import Picture, Session
@@ -34,7 +34,7 @@ class Opened(NamedTuple):
 
     shown: dict
     served: Served
-    way: Timeline
+    way: EditedTrajectory
     draw: bool
 
 
@@ -163,10 +163,10 @@ def opened(studio: Studio, session: Session, event: dict) -> Opened:
     return Opened(shown, served, way, data.startswith(b"\x89PNG"))
 
 
-def controls_of(session: Session, served: Served, way: Timeline) -> dict:
+def controls_of(session: Session, served: Served, way: EditedTrajectory) -> dict:
     """What the controls show of a timeline's end; uploads go to the session."""
     request = way.final
-    resolved = served.pipe.resolved(request)
+    resolved = served.pipe.resolve(request)
     tab = tab_of(served, request)
     shown = {
         "tab": tab,

@@ -130,7 +130,7 @@ def request_of(args: argparse.Namespace, pipe: Pipeline) -> tuple[Request, list[
             "figures are another command's"
         )
     classes = pipe.config.task == "class"
-    request = pipe.resolved(
+    request = pipe.resolve(
         Request(
             prompt=prompts[0] if prompts else None,
             label=0 if classes else None,
