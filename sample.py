@@ -23,77 +23,14 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
+from lDM_jax.core.errors import UserError
 from lDM_jax.core.startup import prepare, show_help
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
-flags.DEFINE_multi_string("prompt", None, "What to draw; repeat for several.")
-flags.DEFINE_string("negative", "", "What to steer away from.")
-flags.DEFINE_string(
-    "label", None, "Class, by name or number, for class-conditional models."
-)
-flags.DEFINE_string("layout", None, "JSON: [[label, [left, top, width, height]], ...]")
-flags.DEFINE_string(
-    "segmentation", None, "Label map: a grey PNG whose values are labels."
-)
-flags.DEFINE_string("image", None, "Picture to enlarge, complete or change.")
-flags.DEFINE_string(
-    "mask", None, "Picture that is not black where there is to be painted."
-)
-flags.DEFINE_float(
-    "strength", 1.0, "How much of the image may change: above 0, up to 1."
-)
-flags.DEFINE_string(
-    "source", None, "What --image shows: draw from the noise that leads to it."
-)
-flags.DEFINE_string("target", None, "Picture, usually small, to pull the result to.")
-flags.DEFINE_float("target_scale", 1.0, "How strongly --target pulls.")
-flags.DEFINE_string("target_loss", "l2", "l2 or lpips, at the target's size.")
-flags.DEFINE_string("lpips", "", "VGG16 file for --target_loss=lpips; else downloaded.")
-flags.DEFINE_string(
-    "regions", None, "JSON: [[prompt, [left, top, width, height] or mask file], ...]"
-)
-flags.DEFINE_string("regional", "attention", "Where regions act: attention or latent.")
-flags.DEFINE_integer("window", 0, "Side in pixels of overlapping windows; 0 for none.")
-flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own if unset.")
-flags.DEFINE_string("seeds", "0-3", "Seeds: 7, or 0-15, or 1,5,9-12.")
-flags.DEFINE_string(
-    "request", None, "A PNG made by this program, or JSON of a request."
-)
-flags.DEFINE_integer("steps", None, "Sampling steps; the model's default if unset.")
-flags.DEFINE_float("guidance", None, "Guidance scale; 1 switches guidance off.")
-flags.DEFINE_float(
-    "rescale", 0.0, "Share of the guided prediction brought to its old deviation."
-)
-flags.DEFINE_string(
-    "interval", None, "LOW,HIGH: guide only there; 0 is clean, 1 is noise."
-)
-flags.DEFINE_string("guide", "", "A worse model of the same task, for --autoguidance.")
-flags.DEFINE_float("autoguidance", 1.0, "Scale away from --guide; 1 is off.")
-flags.DEFINE_string("classifier", "", "A model of stage classifier.")
-flags.DEFINE_float(
-    "classifier_scale", 0.0, "How strongly --classifier pulls to --label."
-)
-flags.DEFINE_integer(
-    "interpolate", None, "That many pictures from each seed to the next."
-)
-flags.DEFINE_float("eta", 0.0, "DDIM noise: 0 deterministic, 1 ancestral.")
-flags.DEFINE_string("sampler", None, "Sampler name, e.g. ddim.")
-flags.DEFINE_string(
-    "spacing", None, "Times of the steps, e.g. leading, trailing, karras."
-)
-flags.DEFINE_integer("num", None, "That many pictures into one --npz, for evaluators.")
-flags.DEFINE_string("npz", None, "File for --num: arr_0 uint8, resumable.")
-flags.DEFINE_integer("batch", 32, "Batch of --num, over all devices.")
-flags.DEFINE_string("out", "samples", "Directory for the pictures.")
-flags.DEFINE_string(
-    "animation", None, "File in --out (.gif, .webp, .png) for the way there."
-)
-flags.DEFINE_string("save_request", None, "JSON file for the request as a preset.")
 
 MAX_SEEDS = 100_000
 
@@ -130,7 +67,7 @@ def parse_layout(text: str | None) -> list | None:
         return None
     try:
         return [
-            (_label(label), tuple(float(side) for side in box))
+            (label if isinstance(label, str) else int(label), tuple(map(float, box)))
             for label, box in json.loads(text)
         ]
     except (ValueError, TypeError):
@@ -138,11 +75,6 @@ def parse_layout(text: str | None) -> list | None:
             "--layout is JSON such as [[3, [0.1, 0.2, 0.4, 0.4]]]: label (or its "
             "name), then left, top, width and height in fractions of the picture"
         ) from None
-
-
-def _label(value) -> int | str:
-    """A label's number or its name."""
-    return value if isinstance(value, str) else int(value)
 
 
 def parse_regions(text: str | None) -> list | None:
@@ -166,10 +98,110 @@ def parse_regions(text: str | None) -> list | None:
         ) from None
 
 
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """ "0.2,0.8" -> (0.2, 0.8). Raises ValueError for anything else."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--interval={text}: give LOW,HIGH, as in 0.2,0.8") from None
+    return low, high
+
+
+class Field(NamedTuple):
+    """A field of `Request` that a flag sets.
+
+    read: the flag's text -> the field's value, ValueError for other texts; kind: what
+    defines the flag, by default that of its default; flag: its name, if another.
+    """
+
+    name: str
+    default: object
+    help: str
+    read: Callable = lambda value: value
+    kind: Callable | None = None
+    flag: str = ""
+
+
+TEXT, REAL, COUNT = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
+KINDS = {str: TEXT, float: REAL, int: COUNT, type(None): TEXT}
+MANY = flags.DEFINE_multi_string
+FIELDS = [
+    Field("prompt", None, "What to draw; repeat for several.", kind=MANY),
+    Field("negative", "", "What to steer away from."),
+    Field("label", None, "Class, by name or number, for class-conditional models."),
+    Field(
+        "layout", None, "JSON: [[label, [left, top, width, height]], ...]", parse_layout
+    ),
+    Field("segmentation", None, "Label map: a grey PNG whose values are labels."),
+    Field("image", None, "Picture to enlarge, complete or change."),
+    Field("mask", None, "Picture that is not black where there is to be painted."),
+    Field("strength", 1.0, "How much of the image may change: above 0, up to 1."),
+    Field("source", None, "What --image shows: draw from the noise that leads to it."),
+    Field("target", None, "Picture, usually small, to pull the result to."),
+    Field("target_scale", 1.0, "How strongly --target pulls."),
+    Field("target_loss", "l2", "l2 or lpips, at the target's size."),
+    Field(
+        "regions",
+        None,
+        "JSON: [[prompt, [left, top, width, height] or mask file], ...]",
+        parse_regions,
+    ),
+    Field("regional", "attention", "Where regions act: attention or latent."),
+    Field(
+        "window_px",
+        0,
+        "Side in pixels of overlapping windows; 0 for none.",
+        flag="window",
+    ),
+    Field(
+        "size_px",
+        None,
+        "HEIGHTxWIDTH in pixels; the model's own if unset.",
+        parse_size,
+        flag="size",
+    ),
+    Field("seeds", "0-3", "Seeds: 7, or 0-15, or 1,5,9-12.", parse_seeds),
+    Field("steps", None, "Sampling steps; the model's default if unset.", kind=COUNT),
+    Field("guidance", None, "Guidance scale; 1 switches guidance off.", kind=REAL),
+    Field(
+        "rescale", 0.0, "Share of the guided prediction brought to its old deviation."
+    ),
+    Field(
+        "interval",
+        None,
+        "LOW,HIGH: guide only there; 0 is clean, 1 is noise.",
+        parse_interval,
+    ),
+    Field("autoguidance", 1.0, "Scale away from --guide; 1 is off."),
+    Field("classifier_scale", 0.0, "How strongly --classifier pulls to --label."),
+    Field("eta", 0.0, "DDIM noise: 0 deterministic, 1 ancestral."),
+    Field("sampler", None, "Sampler name, e.g. ddim."),
+    Field("spacing", None, "Times of the steps, e.g. leading, trailing, karras."),
+]
+
+FLAGS = flags.FLAGS
+for field in FIELDS:
+    define = field.kind or KINDS[type(field.default)]
+    define(field.flag or field.name, field.default, field.help)
+TEXT("model", None, "Shipped name, work directory or weights directory.")
+TEXT("guide", "", "A worse model of the same task, for --autoguidance.")
+TEXT("classifier", "", "A model of stage classifier.")
+TEXT("lpips", "", "VGG16 file for --target_loss=lpips; else downloaded.")
+TEXT("request", None, "A PNG made by this program, or JSON of a request.")
+COUNT("interpolate", None, "That many pictures from each seed to the next.")
+COUNT("num", None, "That many pictures into one --npz, for evaluators.")
+TEXT("npz", None, "File for --num: arr_0 uint8, resumable.")
+COUNT("batch", 32, "Batch of --num, over all devices.")
+TEXT("out", "samples", "Directory for the pictures.")
+TEXT("animation", None, "File in --out (.gif, .webp, .png) for the way there.")
+TEXT("save_request", None, "JSON file for the request as a preset.")
+
+
 def stored_request(path: str) -> dict:
     """The request inside a PNG of this program, or in a JSON file."""
     from lDM_jax.core import image
-    from lDM_jax.core.errors import UserError
 
     try:
         if path.endswith(".json"):
@@ -184,7 +216,7 @@ def stored_request(path: str) -> dict:
 
 
 def steered():
-    """(model name, timeline) of a --request that was steered on its way, or None."""
+    """(model name, trajectory) of a --request that was edited midway, or None."""
     from lDM_jax.sampling import edits
 
     stored = stored_request(FLAGS.request) if FLAGS.request is not None else {}
@@ -196,8 +228,6 @@ def steered():
 
 def named_model(stored: dict) -> str:
     """--model, or the model that a stored request names; taken out of the latter."""
-    from lDM_jax.core.errors import UserError
-
     model = FLAGS.model or stored.get("model")
     stored.pop("model", None)
     if not model:
@@ -205,25 +235,13 @@ def named_model(stored: dict) -> str:
     return model
 
 
-def parse_interval(text: str | None) -> tuple[float, float] | None:
-    """ "0.2,0.8" -> (0.2, 0.8). Raises ValueError for anything else."""
-    if text is None:
-        return None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"--interval={text}: give LOW,HIGH, as in 0.2,0.8") from None
-    return low, high
-
-
 def slug(prompt: str | None) -> str:
     """A prompt as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", (prompt or "").lower()).strip("-")[:40]
 
 
-def requests():
+def read_requests():
     """(model name, requests) that the flags ask for."""
-    from lDM_jax.core.errors import UserError
     from lDM_jax.sampling.request import Request, from_record
 
     if FLAGS.request is not None:
@@ -231,41 +249,13 @@ def requests():
         return named_model(stored), [from_record(stored)]
     if FLAGS.model is None:
         raise UserError("--model is required, e.g. --model=emoji")
-    common = dict(
-        negative=FLAGS.negative,
-        label=FLAGS.label,
-        layout=parse_layout(FLAGS.layout),
-        segmentation=FLAGS.segmentation,
-        image=FLAGS.image,
-        mask=FLAGS.mask,
-        strength=FLAGS.strength,
-        size_px=parse_size(FLAGS.size),
-        window_px=FLAGS.window,
-        regions=parse_regions(FLAGS.regions),
-        source=FLAGS.source,
-        target=FLAGS.target,
-        target_scale=FLAGS.target_scale,
-        target_loss=FLAGS.target_loss,
-        classifier_scale=FLAGS.classifier_scale,
-        rescale=FLAGS.rescale,
-        interval=parse_interval(FLAGS.interval),
-        autoguidance=FLAGS.autoguidance,
-        regional=FLAGS.regional,
-        seeds=parse_seeds(FLAGS.seeds),
-        sampler=FLAGS.sampler,
-        steps=FLAGS.steps,
-        guidance=FLAGS.guidance,
-        eta=FLAGS.eta,
-        spacing=FLAGS.spacing,
-    )
-    prompts = FLAGS.prompt or [None]
-    return FLAGS.model, [Request(prompt=prompt, **common) for prompt in prompts]
+    values = {f.name: f.read(FLAGS[f.flag or f.name].value) for f in FIELDS}
+    prompts = values.pop("prompt") or [None]
+    return FLAGS.model, [Request(prompt=prompt, **values) for prompt in prompts]
 
 
 def output_directory() -> Path:
     """--out, created. Raises UserError if it cannot be written to."""
-    from lDM_jax.core.errors import UserError
-
     out = Path(FLAGS.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -288,8 +278,6 @@ def load(model: str):
 
 def save_request(model: str, prepared: list) -> None:
     """--save_request: the request with its pixels, for --request."""
-    from lDM_jax.core.errors import UserError
-
     if FLAGS.save_request is None:
         return
     if len(prepared) != 1:
@@ -376,7 +364,6 @@ def draw_steps(pipe, requests: list, out: Path) -> None:
     from tqdm import tqdm
 
     from lDM_jax.core import image
-    from lDM_jax.core.errors import UserError
 
     if len(requests) != 1:
         raise UserError("--animation shows one request: give one --prompt")
@@ -394,7 +381,6 @@ def draw_many(model: str, requests: list) -> None:
     """--num pictures of one request into --npz."""
     from tqdm import tqdm
 
-    from lDM_jax.core.errors import UserError
     from lDM_jax.sampling import bulk
 
     if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(requests) != 1:
@@ -420,14 +406,12 @@ def main(argv: list[str]) -> int:
     try:
         FLAGS(argv)
         many = FLAGS.num is not None or FLAGS.npz is not None
-        again = steered()
-        if again is not None and not many:
-            draw_again(*again)
+        edited = steered()
+        if edited is not None and not many:
+            draw_again(*edited)
         else:
-            (draw_many if many else draw)(*requests())
-    except flags.Error as error:
-        fail(error)
-    except (ValueError, OSError) as error:
+            (draw_many if many else draw)(*read_requests())
+    except (flags.Error, ValueError, OSError) as error:
         fail(error)
     return 0
 

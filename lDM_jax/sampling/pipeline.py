@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lDM_jax.core import image, rng
-from lDM_jax.core.arrays import Array, Cond
+from lDM_jax.core.arrays import Array, Cond, per_row
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion import samplers, tiling
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
@@ -300,7 +300,7 @@ class Pipeline:
             left = np.minimum(padded.astype(int), last - 1)
             u = jnp.asarray(padded - left, jnp.float32)
             part = along(inputs, left, u)._replace(
-                eps=samplers.slerp(noise[left], noise[left + 1], column(u, 4))
+                eps=samplers.slerp(noise[left], noise[left + 1], per_row(u, noise))
             )
             keys = rng.seed_keys([request.seeds[0]] * BATCH)
             z = self._programs.whole(spec)(self.params, keys, part)
@@ -392,21 +392,14 @@ def shapes(tree) -> tuple:
     return structure, [np.shape(leaf) for leaf in leaves]
 
 
-def column(u: Array, ndim: int) -> Array:
-    """ "b" as "b 1 .. 1" with ndim axes."""
-    return u.reshape(u.shape + (1,) * (ndim - 1))
-
-
 def along(inputs: SamplingInputs, left: np.ndarray, u: Array) -> SamplingInputs:
-    """Rows (1 - u) course[left] + u course[left + 1] of the conditions."""
+    """Rows (1 - u) row[left] + u row[left + 1] of the conditions."""
 
     def mix(tree):
-        return jax.tree.map(
-            lambda x: (
-                (1 - column(u, x.ndim)) * x[left] + column(u, x.ndim) * x[left + 1]
-            ),
-            tree,
-        )
+        def between(x: Array) -> Array:
+            return (1 - per_row(u, x)) * x[left] + per_row(u, x) * x[left + 1]
+
+        return jax.tree.map(between, tree)
 
     guide = inputs.guide and (inputs.guide[0], mix(inputs.guide[1]))
     return inputs._replace(cond=mix(inputs.cond), null=mix(inputs.null), guide=guide)

@@ -44,15 +44,14 @@ class Models:
     lpips: dict | str = ""
 
     def __post_init__(self):
-        guide, trained = self.guide, self.trained
-        if guide is not None and (
-            (guide.task.name, guide.latent_shape)
-            != (trained.task.name, trained.latent_shape)
-        ):
+        own, other = (
+            (model.task.name, model.latent_shape)
+            for model in (self.trained, self.guide or self.trained)
+        )
+        if own != other:
             raise UserError(
-                f"the guide is a {guide.task.name} model with latents "
-                f"{guide.latent_shape}, the model a {trained.task.name} one with "
-                f"{trained.latent_shape}: autoguidance needs two of a kind"
+                f"the guide is a {other[0]} model with latents {other[1]}, the model a "
+                f"{own[0]} one with {own[1]}: autoguidance needs two of a kind"
             )
 
     @cached_property
