@@ -367,9 +367,8 @@ def draw_steps(pipe, requests: list, out: Path) -> None:
 
     if len(requests) != 1:
         raise UserError("--animation shows one request: give one --prompt")
-    request = requests[0]
-    frames = []
-    for step in tqdm(pipe.stream(**vars(request)), total=request.steps, unit="step"):
+    frames, steps = [], pipe.stream(**vars(requests[0]))
+    for step in tqdm(steps, total=requests[0].steps, unit="step"):
         frames.append(image.grid(pipe.to_pixels(step.z0_hat)))
     frames.append(image.grid(pipe.finish(step)))
     image.write_animation(out / FLAGS.animation, frames)
@@ -387,21 +386,15 @@ def draw_many(model: str, requests: list) -> None:
         raise UserError("--num and --npz belong together, with at most one --prompt")
     pipe = load(model)
     request = dataclasses.replace(requests[0], seeds=requests[0].seeds[:1])
+    options = dict(batch_size=FLAGS.batch)
     with tqdm(total=FLAGS.num, unit="img") as progress:
-        for count in bulk.generate(
-            pipe, request, FLAGS.num, FLAGS.npz, batch_size=FLAGS.batch
-        ):
+        for count in bulk.generate(pipe, request, FLAGS.num, FLAGS.npz, **options):
             progress.update(count)
     sys.stderr.write(f"{FLAGS.num} pictures in {FLAGS.npz}\n")
 
 
-def fail(error: object) -> None:
-    """One line on stderr, exit code 2."""
-    os.write(2, f"sample.py: error: {' '.join(str(error).split())}\n".encode())
-    raise SystemExit(2)
-
-
 def main(argv: list[str]) -> int:
+    """The exit code: 2, with one line on stderr, after an error of the user."""
     show_help(argv, __doc__, FLAGS)
     try:
         FLAGS(argv)
@@ -412,7 +405,8 @@ def main(argv: list[str]) -> int:
         else:
             (draw_many if many else draw)(*read_requests())
     except (flags.Error, ValueError, OSError) as error:
-        fail(error)
+        os.write(2, f"sample.py: error: {' '.join(str(error).split())}\n".encode())
+        return 2
     return 0
 
 

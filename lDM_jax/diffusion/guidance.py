@@ -25,15 +25,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.core.arrays import (
-    Array,
-    Cond,
-    Denoiser,
-    Float,
-    Int,
-    per_row,
-    typecheck,
-)
+from lDM_jax.core.arrays import Array, Cond, Denoiser, Float, Int, per_row, typecheck
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.codec import Codec
 from lDM_jax.diffusion.process import Process

@@ -11,16 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from lDM_jax.core.arrays import (
-    Array,
-    Batch,
-    Bool,
-    Cond,
-    Float,
-    Int,
-    per_row,
-    typecheck,
-)
+from lDM_jax.core.arrays import Array, Batch, Bool, Cond, Float, Int, per_row, typecheck
 from lDM_jax.models.bert_text import TextTransformer
 from lDM_jax.models.layers import average2
 

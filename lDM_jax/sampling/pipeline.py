@@ -3,7 +3,7 @@
     pipe = Pipeline.load("emoji")
     images = pipe.sample(prompt="red heart", seeds=range(4))     # uint8 "b H W 3"
 
-Owns the way from a request to pictures: `prepare` makes of it, once, what a trajectory
+Owns the path from a request to pictures: `prepare` makes of it, once, what a trajectory
 runs on, `programs` runs it, the first stage decodes. An image depends on its seed and
 its request alone, not on what stands beside it in a batch: each row has its noise key.
 Rows run `BATCH` at a time, the last batch padded, so that a trajectory compiles once.
@@ -27,9 +27,10 @@ from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.diffusion.samplers import Carry
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import prepare, preview
+from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.prepare import Models, Prepared
 from lDM_jax.sampling.programs import CompiledSamplers, SamplingInputs
-from lDM_jax.sampling.request import Request, RequestPixels, changed_fields
+from lDM_jax.sampling.request import Request, RequestPixels
 from lDM_jax.sampling.trained_model import TrainedModel
 from lDM_jax.tasks.task import Task
 
@@ -131,23 +132,12 @@ class Pipeline:
     def task(self) -> Task:
         return self.trained.task
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.trained.latent_shape
-
     def resolve(self, request: Request) -> Request:
         """The request with the model's defaults filled in, checked; reads no file."""
         return prepare.resolve(self.models, request)
 
-    def prepare(
-        self,
-        request: Request,
-        *,
-        changing: bool = False,
-        old: Prepared | None = None,
-    ) -> Prepared:
+    def prepare(self, request: Request, **options) -> Prepared:
         """The request with all that its trajectories need; see `prepare.prepare`."""
-        options = dict(changing=changing, old=old)
         prepared = prepare.prepare(self.models, request, **options)
         if request.source is None:
             return prepared
@@ -158,9 +148,9 @@ class Pipeline:
 
     def resolved_defaults(self, **options) -> dict:
         """sampler, steps, guidance and eta as they will be used, for records."""
-        given = {name: value for name, value in options.items() if value is not None}
-        used = {**self.config.sample.to_dict(), **given}
-        return {name: used[name] for name in ("sampler", "steps", "guidance", "eta")}
+        values = self.config.sample.to_dict()
+        values |= {name: value for name, value in options.items() if value is not None}
+        return {name: values[name] for name in ("sampler", "steps", "guidance", "eta")}
 
     def sample(
         self, prompt: str | Sequence[str] | None = None, **options
@@ -195,7 +185,8 @@ class Pipeline:
         start from noise. sharding: of the batch, for several devices.
         """
         models = self.models
-        presets, pixels = prepare.read(models, requests)
+        presets = [request.embedded() for request in requests]
+        pixels = [request_lib.canvas(preset, self.config) for preset in presets]
         inputs = prepare.sampling_inputs(models, presets, pixels)
         keys = rng.seed_keys([request.seeds[0] for request in requests])
         if sharding is not None:
@@ -204,8 +195,9 @@ class Pipeline:
             inputs = inputs._replace(cond=cond, null=null)
         spec = prepare.sampling_spec(models, presets[0], pixels[0])
         z = self._programs.whole(spec)(self.params, keys, inputs)
-        pictures = zip(self._decode_whole(z, presets[0]), pixels, strict=True)
-        return np.stack([paste(picture, own) for picture, own in pictures])
+        pictures = self.to_pixels(z, window_px=presets[0].window_px)
+        pairs = zip(pictures, pixels, strict=True)
+        return np.stack([paste(picture, own) for picture, own in pairs])
 
     def place(self, sharding) -> None:
         """Put the parameters where the batches of `each` will be."""
@@ -265,13 +257,13 @@ class Pipeline:
                 "only its content"
             )
         step.prepared = dataclasses.replace(new, inputs=inputs)
-        if changed_fields(old.preset, new.preset) - {"eta"}:
+        if request_lib.changed_fields(old.preset, new.preset) - {"eta"}:
             step.carry = samplers.forget(step.carry)
 
     def interpolate(
         self, frames: int, prompt: str | Sequence[str] | None = None, **options
     ) -> Iterator[np.ndarray]:
-        """uint8 "H W 3" pictures on the way from seed to seed, `frames` a pair.
+        """uint8 "H W 3" pictures between one seed and the next, `frames` a pair.
 
         The noise goes along great circles (`samplers.slerp`), conditions along lines:
         with as many prompts as seeds each seed has its own. Begins with the first
@@ -317,22 +309,18 @@ class Pipeline:
 
     def _pictures(self, z0: Array, prepared: Prepared) -> np.ndarray:
         """Latents -> uint8 pictures of a request, its known pixels pasted back."""
-        pictures = self._decode_whole(z0, prepared.request)
+        pictures = self.to_pixels(z0, window_px=prepared.request.window_px)
         return np.stack([paste(picture, prepared.pixels) for picture in pictures])
 
-    def _decode_whole(self, z0: Array, request: Request) -> np.ndarray:
+    def to_pixels(self, z0: Array, *, window_px: int = 0) -> np.ndarray:
         """Latents -> uint8 pictures.
 
-        A request in windows is decoded in exact tiles of their extent, unless the first
-        stage attends: then as a whole, since tiles would show.
+        What was drawn in windows is decoded in exact tiles of their extent, unless the
+        first stage attends: then as a whole, since tiles would show.
         """
-        tiled = request.window_px and not self.model.codec.attends
-        options = dict(tile_px=request.window_px, exact=True) if tiled else {}
+        tiled = window_px and not self.model.codec.attends
+        options = dict(tile_px=window_px, exact=True) if tiled else {}
         return image.to_uint8(jax.device_get(self.decode(z0, **options)))
-
-    def to_pixels(self, z0: Array) -> np.ndarray:
-        """Latents -> uint8 pictures."""
-        return image.to_uint8(jax.device_get(self.decode(z0)))
 
     def preview(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures at the latents' extent, by one small matrix."""
@@ -380,7 +368,7 @@ class Pipeline:
 
 
 def paste(picture: np.ndarray, pixels: RequestPixels) -> np.ndarray:
-    """The picture, with the given image's pixels wherever the mask is 0."""
+    """The picture, with the request's own pixels wherever its mask is 0."""
     if pixels.mask is None:
         return picture
     return np.where(pixels.mask > 0, picture, image.to_uint8(pixels.image))

@@ -115,6 +115,7 @@ def resolve(models: Models, request: Request) -> Request:
 
 
 def _check_companions(models: Models, request: Request) -> None:
+    """UserError for guidance by a model that is not there, or does not know it."""
     if request.autoguidance != 1 and models.guide is None:
         raise UserError(
             "autoguidance needs a guide: Pipeline.load(name, guide=...), --guide"
@@ -151,19 +152,11 @@ def prepare(
         common = request_lib.FILE_FIELDS - set(read_anew)
         common -= request_lib.changed_fields(old.request, request)
         kept = {name: getattr(old.preset, name) for name in common}
-    (preset,), (pixels,) = read(models, [dataclasses.replace(request, **kept)])
+    preset = dataclasses.replace(request, **kept).embedded()
+    pixels = request_lib.canvas(preset, models.trained.config)
     spec = sampling_spec(models, preset, pixels, changing=changing)
     inputs = sampling_inputs(models, [preset], [pixels], old=old)
     return Prepared(request, preset, pixels, spec, inputs)
-
-
-def read(
-    models: Models, requests: Sequence[Request]
-) -> tuple[list[Request], list[RequestPixels]]:
-    """Resolved requests -> (the same with the pixels of their files, these pixels)."""
-    presets = [request.embedded() for request in requests]
-    config = models.trained.config
-    return presets, [request_lib.canvas(preset, config) for preset in presets]
 
 
 def sampling_spec(
@@ -231,20 +224,20 @@ def _gradient_guidance(models: Models, request: Request) -> dict:
     """What the gradient guidance of the spec needs."""
     gradient_guidance = {}
     if request.target is not None:
-        target = {
-            "scale": request.target_scale,
-            "target": jnp.asarray(image.to_float(request.target))[None],
-            "first_stage": models.trained.frozen["first_stage"],
-        }
+        target = dict(
+            scale=request.target_scale,
+            target=jnp.asarray(image.to_float(request.target))[None],
+            first_stage=models.trained.frozen["first_stage"],
+        )
         if request.target_loss == "lpips":
             target["lpips"] = models.lpips_variables
         gradient_guidance[request.target_loss] = target
     if request.classifier_scale:
-        gradient_guidance["class"] = {
-            "scale": request.classifier_scale,
-            "label": request.label,
-            "params": models.classifier[1],
-        }
+        gradient_guidance["class"] = dict(
+            scale=request.classifier_scale,
+            label=request.label,
+            params=models.classifier[1],
+        )
     return gradient_guidance
 
 
@@ -275,10 +268,8 @@ def latents(trained: TrainedModel, pixels: RequestPixels) -> Array:
     return trained.model.codec.mode(moments)
 
 
-def inversion(
-    models: Models, prepared: Prepared
-) -> tuple[SamplingSpec, Array, SamplingInputs]:
-    """(spec, z0, inputs) of `CompiledSamplers.invert` for a request with a `source`."""
+def inversion(models: Models, prepared: Prepared) -> tuple:
+    """(spec, z0, inputs) of `CompiledSamplers.invert` for a request with a source."""
     trained, pixels = models.trained, prepared.pixels
     request = dataclasses.replace(prepared.preset, guidance=1.0, regions=None)
     if trained.task.field == "prompt":
@@ -293,9 +284,7 @@ def inversion(
 
 
 def conditions(
-    trained: TrainedModel,
-    requests: Sequence[Request],
-    pixels: Sequence[RequestPixels],
+    trained: TrainedModel, requests: Sequence[Request], pixels: Sequence[RequestPixels]
 ) -> tuple[Cond, Cond]:
     """(condition, null condition), a row a request; negative replaces null."""
     if requests[0].regions:
@@ -303,25 +292,16 @@ def conditions(
     negatives = [
         dataclasses.replace(r, prompt=r.negative) if r.negative else r for r in requests
     ]
-    keep = jnp.zeros(len(requests), bool)
     drop = jnp.asarray([not r.negative for r in requests])
-    return (
-        _condition(trained, requests, pixels, keep),
-        _condition(trained, negatives, pixels, drop),
-    )
+    cond = _condition(trained, requests, pixels, jnp.zeros(len(requests), bool))
+    return cond, _condition(trained, negatives, pixels, drop)
 
 
 def _condition(trained: TrainedModel, requests, pixels, drop: Array) -> Cond:
-    rows = [
-        request_lib.row(
-            request,
-            own,
-            task=trained.task.name,
-            tokenizer=trained.tokenizer,
-            num_labels=trained.config.get("num_classes", 0),
-        )
-        for request, own in zip(requests, pixels, strict=True)
-    ]
+    options = dict(task=trained.task.name, tokenizer=trained.tokenizer)
+    options |= dict(num_labels=trained.config.get("num_classes", 0))
+    pairs = zip(requests, pixels, strict=True)
+    rows = [request_lib.row(request, own, **options) for request, own in pairs]
     batch = {key: jnp.stack([row[key] for row in rows]) for key in rows[0]}
     return trained.condition(trained.params, trained.frozen, batch, drop)
 
@@ -334,12 +314,9 @@ def _regional(
     Where a position lies in several regions it attends to all of their texts. What
     the heaviest region of a position leaves is the prompt's.
     """
-    plain = dataclasses.replace(request, regions=None)
     texts = [request.prompt, *(prompt for prompt, *_ in request.regions)]
-    parts = [
-        conditions(trained, [dataclasses.replace(plain, prompt=text)], [pixels])
-        for text in texts
-    ]
+    alone = [dataclasses.replace(request, prompt=t, regions=None) for t in texts]
+    parts = [conditions(trained, [one], [pixels]) for one in alone]
     cell = trained.model.codec.factor
     maps = request_lib.region_maps(request, pixels)
     h, w = pixels.height_px // cell, pixels.width_px // cell

@@ -15,12 +15,6 @@ import jax.numpy as jnp
 from lDM_jax.core import rng
 from lDM_jax.core.arrays import Array, Cond, Denoiser
 from lDM_jax.diffusion import guidance, samplers
-from lDM_jax.diffusion.guidance import (
-    autoguidance,
-    by_region,
-    by_score,
-    classifier_free,
-)
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.diffusion.process import Grid
 from lDM_jax.diffusion.windows import in_windows
@@ -139,7 +133,7 @@ class CompiledSamplers:
             network = in_windows(
                 network, extent, window=spec.window, overlap=overlap, within=alone
             )
-        return by_region(network) if alone else network
+        return guidance.by_region(network) if alone else network
 
     def _denoiser(
         self, params: dict, inputs: SamplingInputs, spec: SamplingSpec
@@ -153,14 +147,10 @@ class CompiledSamplers:
         if spec.auto:
             guide_params, guide_cond = inputs.guide
             worse = self._network(self._guide, guide_params, spec)
-            denoise = autoguidance(
-                main,
-                lambda z, t: worse(z, t, guide_cond),
-                inputs.guidance,
-                **options,
-            )
+            guide = lambda z, t: worse(z, t, guide_cond)  # noqa: E731
+            denoise = guidance.autoguidance(main, guide, inputs.guidance, **options)
         elif spec.guided:
-            denoise = classifier_free(
+            denoise = guidance.classifier_free(
                 network, inputs.cond, inputs.null, inputs.guidance, **options
             )
         else:
@@ -168,7 +158,8 @@ class CompiledSamplers:
         for name in spec.gradient_guidance:
             own = inputs.gradient_guidance[name]
             log_prob = self._log_prob(name, own)
-            denoise = by_score(denoise, log_prob, self._model.process, own["scale"])
+            scale, process = own["scale"], self._model.process
+            denoise = guidance.by_score(denoise, log_prob, process, scale)
         return denoise
 
     def _log_prob(self, name: str, own: dict) -> guidance.LogProb:
