@@ -23,7 +23,7 @@ MORE_STRENGTH = 0.75
 
 
 def read_record(studio: Studio, stored: dict) -> tuple[Served, EditedTrajectory]:
-    """The model and the timeline of a record. UserError if they cannot be had."""
+    """The model and the trajectory of a record. UserError if they cannot be had."""
     name = stored.get("model")
     if name not in studio.models:
         shown = str(name)[:80]
@@ -32,7 +32,7 @@ def read_record(studio: Studio, stored: dict) -> tuple[Served, EditedTrajectory]
             f"with --model {shown}"
         )
     fields = {key: value for key, value in stored.items() if key != "model"}
-    return studio.models[name], limits.checked_timeline(fields)
+    return studio.models[name], limits.checked_trajectory(fields)
 
 
 def source_of(studio: Studio, session: Session) -> tuple[Served, Picture, Request]:
@@ -104,7 +104,7 @@ def reopen(
     way: EditedTrajectory,
     controls: dict,
 ) -> Iterator[View]:
-    """Draw a timeline again, step by step as it was."""
+    """Draw a trajectory again, step by step as it was."""
     yield View("preparing", note="Reading the request …")
     more = dict(script=way.edits, until=way.until)
     run = made_run(studio, session, served, way.request, **more)

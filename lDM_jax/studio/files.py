@@ -26,7 +26,7 @@ LEAST_SHARE = 0.005  # of the picture that a colour covers to be a region
 
 
 class Opened(NamedTuple):
-    """A file that was opened: what the controls are to show, and the timeline.
+    """A file that was opened: what the controls are to show, and the trajectory.
 
     shown: values by the names of controls; draw: whether it is a picture, to be drawn
     again at once, and not a preset.
@@ -156,7 +156,7 @@ def coloured(served: Served, size: str, value, event: dict) -> dict:
 
 
 def opened(studio: Studio, session: Session, event: dict) -> Opened:
-    """A PNG or a preset: its timeline, and what the controls show of it."""
+    """A PNG or a preset: its trajectory, and what the controls show of it."""
     name, data = received(event)
     served, way = again.read_record(studio, limits.record(data, name))
     shown = controls_of(session, served, way)
@@ -164,7 +164,7 @@ def opened(studio: Studio, session: Session, event: dict) -> Opened:
 
 
 def controls_of(session: Session, served: Served, way: EditedTrajectory) -> dict:
-    """What the controls show of a timeline's end; uploads go to the session."""
+    """What the controls show of a trajectory's end; uploads go to the session."""
     request = way.final
     resolved = served.pipe.resolve(request)
     tab = tab_of(served, request)

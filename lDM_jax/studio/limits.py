@@ -97,8 +97,8 @@ def record(data: bytes, name: str = "the file") -> dict:
     return stored
 
 
-def checked_timeline(stored: dict) -> EditedTrajectory:
-    """The timeline of a record, one seed of it, pixels decoded, all within bounds."""
+def checked_trajectory(stored: dict) -> EditedTrajectory:
+    """The trajectory of a record, one seed of it, pixels decoded, all within bounds."""
     way = edits_lib.from_record(stored)
     rest = {name: v for name, v in stored.items() if name not in edits_lib.FIELDS}
     if len(way.edits) > MAX_EDITS:

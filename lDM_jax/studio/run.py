@@ -30,7 +30,7 @@ class Mark(NamedTuple):
 
 
 class Run:
-    """A trajectory of one seed. script: edits to be made on the way, of a timeline."""
+    """A trajectory of one seed. script: edits to be made midway, of a record."""
 
     def __init__(
         self,
@@ -140,14 +140,14 @@ class Run:
         if sum(held) > MARKS_BYTES and len(self.marks) > 8:
             self.marks = [*self.marks[:-1:2], self.marks[-1]]
 
-    def timeline(self) -> EditedTrajectory:
+    def trajectory(self) -> EditedTrajectory:
         """All that makes the picture at this step again."""
         until = None if self.step == self.total else self.step
         return EditedTrajectory(self._first, tuple(self.edits), until)
 
     def record(self) -> dict:
-        """The timeline and the model's name as JSON."""
-        return {"model": self.model, **self.timeline().record()}
+        """The trajectory and the model's name as JSON."""
+        return {"model": self.model, **self.trajectory().record()}
 
     def look(self) -> np.ndarray:
         """The picture at this step by the full decoder, uint8 "H W 3"."""
