@@ -36,7 +36,7 @@ def test_a_step_leads_on_to_as_many_branches_as_one_likes(pipe):
 def test_a_record_draws_what_was_steered_bit_for_bit(pipe):
     """Changed words, guidance and mask; through JSON and back."""
     start = Request(**COMMON, image=PICTURE, mask=HOLE, strength=0.9)
-    changes = {2: {"prompt": "pizza"}, 4: {"guidance": 1.5, "mask": HOLE.T}}
+    changes = {2: {"prompt": "pizza"}, 4: {"guidance": 1.5, "mask": HOLE[::-1]}}
     for step in pipe.stream(**vars(start)):
         if step.step in changes:
             pipe.update(step, **changes[step.step])

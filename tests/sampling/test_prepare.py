@@ -56,7 +56,7 @@ def encodings(pipe, monkeypatch):
 @pytest.fixture
 def files(tmp_path):
     """The fields of a request that names four files of different content."""
-    pixels = dict(image=PICTURE, mask=HOLE, region=HOLE.T[::-1], target=PICTURE[:8, :8])
+    pixels = dict(image=PICTURE, mask=HOLE, region=HOLE[::-1], target=PICTURE[:8, :8])
     names = {name: str(tmp_path / f"{name}.png") for name in pixels}
     for name, value in pixels.items():
         image.write_png(names[name], value)
@@ -81,10 +81,10 @@ def test_a_stream_with_edits_decodes_each_file_once(pipe, files, decodings, tmp_
     pipe.finish(step)
     assert once_each(decodings, 4)
     # a file that is named in an edit is read anew: somebody may have painted on it
-    image.write_png(files["mask"], HOLE.T)
+    image.write_png(files["mask"], HOLE[:, ::-1])
     pipe.update(step, mask=files["mask"])
     assert once_each(decodings, 5)
-    np.testing.assert_array_equal(step.prepared.pixels.mask[:, :, 0], HOLE.T > 0)
+    np.testing.assert_array_equal(step.prepared.pixels.mask[:, :, 0], HOLE[:, ::-1] > 0)
 
 
 @pytest.mark.parametrize("more", [(), ("--animation=way.gif",), ("--interpolate=1",)])
@@ -124,15 +124,15 @@ def test_an_edit_encodes_what_it_changed(pipe, encodings):
     assert encodings == {"moments": 1, "condition": 2}  # the prompt and its null
     pipe.update(step, prompt="pizza", guidance=2.0)
     assert encodings == {"moments": 1, "condition": 4}
-    pipe.update(step, mask=HOLE.T, guidance=3.0, rescale=0.5)
+    pipe.update(step, mask=HOLE[::-1], guidance=3.0, rescale=0.5)
     assert encodings == {"moments": 1, "condition": 4}
     pipe.update(step, image=255 - PICTURE)
     assert encodings == {"moments": 2, "condition": 4}
     mask, z0 = step.prepared.inputs.keep, pipe.encode(255 - PICTURE[None])
     np.testing.assert_allclose(step.prepared.inputs.z0, z0, atol=1e-5)
     held = np.ones((8, 8), bool)
-    held[2:5, 2:5] = False
-    np.testing.assert_array_equal(mask[0, :, :, 0], held.T)
+    held[3:6, 2:5] = False
+    np.testing.assert_array_equal(mask[0, :, :, 0], held)
 
 
 def test_a_refused_edit_leaves_the_step_as_it_was(pipe):
