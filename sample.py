@@ -23,77 +23,14 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
+from lDM_jax.core.errors import UserError
 from lDM_jax.core.startup import prepare, show_help
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
-flags.DEFINE_multi_string("prompt", None, "What to draw; repeat for several.")
-flags.DEFINE_string("negative", "", "What to steer away from.")
-flags.DEFINE_string(
-    "label", None, "Class, by name or number, for class-conditional models."
-)
-flags.DEFINE_string("layout", None, "JSON: [[label, [left, top, width, height]], ...]")
-flags.DEFINE_string(
-    "segmentation", None, "Label map: a grey PNG whose values are labels."
-)
-flags.DEFINE_string("image", None, "Picture to enlarge, complete or change.")
-flags.DEFINE_string(
-    "mask", None, "Picture that is not black where there is to be painted."
-)
-flags.DEFINE_float(
-    "strength", 1.0, "How much of the image may change: above 0, up to 1."
-)
-flags.DEFINE_string(
-    "source", None, "What --image shows: draw from the noise that leads to it."
-)
-flags.DEFINE_string("target", None, "Picture, usually small, to pull the result to.")
-flags.DEFINE_float("target_scale", 1.0, "How strongly --target pulls.")
-flags.DEFINE_string("target_loss", "l2", "l2 or lpips, at the target's size.")
-flags.DEFINE_string("lpips", "", "VGG16 file for --target_loss=lpips; else downloaded.")
-flags.DEFINE_string(
-    "regions", None, "JSON: [[prompt, [left, top, width, height] or mask file], ...]"
-)
-flags.DEFINE_string("regional", "attention", "Where regions act: attention or latent.")
-flags.DEFINE_integer("window", 0, "Side in pixels of overlapping windows; 0 for none.")
-flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own if unset.")
-flags.DEFINE_string("seeds", "0-3", "Seeds: 7, or 0-15, or 1,5,9-12.")
-flags.DEFINE_string(
-    "request", None, "A PNG made by this program, or JSON of a request."
-)
-flags.DEFINE_integer("steps", None, "Sampling steps; the model's default if unset.")
-flags.DEFINE_float("guidance", None, "Guidance scale; 1 switches guidance off.")
-flags.DEFINE_float(
-    "rescale", 0.0, "Share of the guided prediction brought to its old deviation."
-)
-flags.DEFINE_string(
-    "interval", None, "LOW,HIGH: guide only there; 0 is clean, 1 is noise."
-)
-flags.DEFINE_string("guide", "", "A worse model of the same task, for --autoguidance.")
-flags.DEFINE_float("autoguidance", 1.0, "Scale away from --guide; 1 is off.")
-flags.DEFINE_string("classifier", "", "A model of stage classifier.")
-flags.DEFINE_float(
-    "classifier_scale", 0.0, "How strongly --classifier pulls to --label."
-)
-flags.DEFINE_integer(
-    "interpolate", None, "That many pictures from each seed to the next."
-)
-flags.DEFINE_float("eta", 0.0, "DDIM noise: 0 deterministic, 1 ancestral.")
-flags.DEFINE_string("sampler", None, "Sampler name, e.g. ddim.")
-flags.DEFINE_string(
-    "spacing", None, "Times of the steps, e.g. leading, trailing, karras."
-)
-flags.DEFINE_integer("num", None, "That many pictures into one --npz, for evaluators.")
-flags.DEFINE_string("npz", None, "File for --num: arr_0 uint8, resumable.")
-flags.DEFINE_integer("batch", 32, "Batch of --num, over all devices.")
-flags.DEFINE_string("out", "samples", "Directory for the pictures.")
-flags.DEFINE_string(
-    "animation", None, "File in --out (.gif, .webp, .png) for the way there."
-)
-flags.DEFINE_string("save_request", None, "JSON file for the request as a preset.")
 
 MAX_SEEDS = 100_000
 
@@ -130,7 +67,7 @@ def parse_layout(text: str | None) -> list | None:
         return None
     try:
         return [
-            (_label(label), tuple(float(side) for side in box))
+            (label if isinstance(label, str) else int(label), tuple(map(float, box)))
             for label, box in json.loads(text)
         ]
     except (ValueError, TypeError):
@@ -138,11 +75,6 @@ def parse_layout(text: str | None) -> list | None:
             "--layout is JSON such as [[3, [0.1, 0.2, 0.4, 0.4]]]: label (or its "
             "name), then left, top, width and height in fractions of the picture"
         ) from None
-
-
-def _label(value) -> int | str:
-    """A label's number or its name."""
-    return value if isinstance(value, str) else int(value)
 
 
 def parse_regions(text: str | None) -> list | None:
@@ -166,10 +98,110 @@ def parse_regions(text: str | None) -> list | None:
         ) from None
 
 
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """ "0.2,0.8" -> (0.2, 0.8). Raises ValueError for anything else."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--interval={text}: give LOW,HIGH, as in 0.2,0.8") from None
+    return low, high
+
+
+class Field(NamedTuple):
+    """A field of `Request` that a flag sets.
+
+    read: the flag's text -> the field's value, ValueError for other texts; kind: what
+    defines the flag, by default that of its default; flag: its name, if another.
+    """
+
+    name: str
+    default: object
+    help: str
+    read: Callable = lambda value: value
+    kind: Callable | None = None
+    flag: str = ""
+
+
+TEXT, REAL, COUNT = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
+KINDS = {str: TEXT, float: REAL, int: COUNT, type(None): TEXT}
+MANY = flags.DEFINE_multi_string
+FIELDS = [
+    Field("prompt", None, "What to draw; repeat for several.", kind=MANY),
+    Field("negative", "", "What to steer away from."),
+    Field("label", None, "Class, by name or number, for class-conditional models."),
+    Field(
+        "layout", None, "JSON: [[label, [left, top, width, height]], ...]", parse_layout
+    ),
+    Field("segmentation", None, "Label map: a grey PNG whose values are labels."),
+    Field("image", None, "Picture to enlarge, complete or change."),
+    Field("mask", None, "Picture that is not black where there is to be painted."),
+    Field("strength", 1.0, "How much of the image may change: above 0, up to 1."),
+    Field("source", None, "What --image shows: draw from the noise that leads to it."),
+    Field("target", None, "Picture, usually small, to pull the result to."),
+    Field("target_scale", 1.0, "How strongly --target pulls."),
+    Field("target_loss", "l2", "l2 or lpips, at the target's size."),
+    Field(
+        "regions",
+        None,
+        "JSON: [[prompt, [left, top, width, height] or mask file], ...]",
+        parse_regions,
+    ),
+    Field("regional", "attention", "Where regions act: attention or latent."),
+    Field(
+        "window_px",
+        0,
+        "Side in pixels of overlapping windows; 0 for none.",
+        flag="window",
+    ),
+    Field(
+        "size_px",
+        None,
+        "HEIGHTxWIDTH in pixels; the model's own if unset.",
+        parse_size,
+        flag="size",
+    ),
+    Field("seeds", "0-3", "Seeds: 7, or 0-15, or 1,5,9-12.", parse_seeds),
+    Field("steps", None, "Sampling steps; the model's default if unset.", kind=COUNT),
+    Field("guidance", None, "Guidance scale; 1 switches guidance off.", kind=REAL),
+    Field(
+        "rescale", 0.0, "Share of the guided prediction brought to its old deviation."
+    ),
+    Field(
+        "interval",
+        None,
+        "LOW,HIGH: guide only there; 0 is clean, 1 is noise.",
+        parse_interval,
+    ),
+    Field("autoguidance", 1.0, "Scale away from --guide; 1 is off."),
+    Field("classifier_scale", 0.0, "How strongly --classifier pulls to --label."),
+    Field("eta", 0.0, "DDIM noise: 0 deterministic, 1 ancestral."),
+    Field("sampler", None, "Sampler name, e.g. ddim."),
+    Field("spacing", None, "Times of the steps, e.g. leading, trailing, karras."),
+]
+
+FLAGS = flags.FLAGS
+for field in FIELDS:
+    define = field.kind or KINDS[type(field.default)]
+    define(field.flag or field.name, field.default, field.help)
+TEXT("model", None, "Shipped name, work directory or weights directory.")
+TEXT("guide", "", "A worse model of the same task, for --autoguidance.")
+TEXT("classifier", "", "A model of stage classifier.")
+TEXT("lpips", "", "VGG16 file for --target_loss=lpips; else downloaded.")
+TEXT("request", None, "A PNG made by this program, or JSON of a request.")
+COUNT("interpolate", None, "That many pictures from each seed to the next.")
+COUNT("num", None, "That many pictures into one --npz, for evaluators.")
+TEXT("npz", None, "File for --num: arr_0 uint8, resumable.")
+COUNT("batch", 32, "Batch of --num, over all devices.")
+TEXT("out", "samples", "Directory for the pictures.")
+TEXT("animation", None, "File in --out (.gif, .webp, .png) for the way there.")
+TEXT("save_request", None, "JSON file for the request as a preset.")
+
+
 def stored_request(path: str) -> dict:
     """The request inside a PNG of this program, or in a JSON file."""
     from lDM_jax.core import image
-    from lDM_jax.core.errors import UserError
 
     try:
         if path.endswith(".json"):
@@ -184,20 +216,18 @@ def stored_request(path: str) -> dict:
 
 
 def steered():
-    """(model name, timeline) of a --request that was steered on its way, or None."""
+    """(model name, trajectory) of a --request that was edited midway, or None."""
     from lDM_jax.sampling import edits
 
     stored = stored_request(FLAGS.request) if FLAGS.request is not None else {}
     if not stored.keys() & set(edits.FIELDS):
         return None
     model = named_model(stored)
-    return model, edits.from_record(stored)
+    return model, edits.from_record(stored).embedded()
 
 
 def named_model(stored: dict) -> str:
     """--model, or the model that a stored request names; taken out of the latter."""
-    from lDM_jax.core.errors import UserError
-
     model = FLAGS.model or stored.get("model")
     stored.pop("model", None)
     if not model:
@@ -205,25 +235,13 @@ def named_model(stored: dict) -> str:
     return model
 
 
-def parse_interval(text: str | None) -> tuple[float, float] | None:
-    """ "0.2,0.8" -> (0.2, 0.8). Raises ValueError for anything else."""
-    if text is None:
-        return None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"--interval={text}: give LOW,HIGH, as in 0.2,0.8") from None
-    return low, high
-
-
 def slug(prompt: str | None) -> str:
     """A prompt as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", (prompt or "").lower()).strip("-")[:40]
 
 
-def requests():
+def read_requests():
     """(model name, requests) that the flags ask for."""
-    from lDM_jax.core.errors import UserError
     from lDM_jax.sampling.request import Request, from_record
 
     if FLAGS.request is not None:
@@ -231,41 +249,13 @@ def requests():
         return named_model(stored), [from_record(stored)]
     if FLAGS.model is None:
         raise UserError("--model is required, e.g. --model=emoji")
-    common = dict(
-        negative=FLAGS.negative,
-        label=FLAGS.label,
-        layout=parse_layout(FLAGS.layout),
-        segmentation=FLAGS.segmentation,
-        image=FLAGS.image,
-        mask=FLAGS.mask,
-        strength=FLAGS.strength,
-        size_px=parse_size(FLAGS.size),
-        window_px=FLAGS.window,
-        regions=parse_regions(FLAGS.regions),
-        source=FLAGS.source,
-        target=FLAGS.target,
-        target_scale=FLAGS.target_scale,
-        target_loss=FLAGS.target_loss,
-        classifier_scale=FLAGS.classifier_scale,
-        rescale=FLAGS.rescale,
-        interval=parse_interval(FLAGS.interval),
-        autoguidance=FLAGS.autoguidance,
-        regional=FLAGS.regional,
-        seeds=parse_seeds(FLAGS.seeds),
-        sampler=FLAGS.sampler,
-        steps=FLAGS.steps,
-        guidance=FLAGS.guidance,
-        eta=FLAGS.eta,
-        spacing=FLAGS.spacing,
-    )
-    prompts = FLAGS.prompt or [None]
-    return FLAGS.model, [Request(prompt=prompt, **common) for prompt in prompts]
+    values = {f.name: f.read(FLAGS[f.flag or f.name].value) for f in FIELDS}
+    prompts = values.pop("prompt") or [None]
+    return FLAGS.model, [Request(prompt=prompt, **values) for prompt in prompts]
 
 
 def output_directory() -> Path:
     """--out, created. Raises UserError if it cannot be written to."""
-    from lDM_jax.core.errors import UserError
-
     out = Path(FLAGS.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -286,19 +276,17 @@ def load(model: str):
     return Pipeline.load(model, **options)
 
 
-def save_request(model: str, wanted: list) -> None:
+def save_request(model: str, prepared: list) -> None:
     """--save_request: the request with its pixels, for --request."""
-    from lDM_jax.core.errors import UserError
-
     if FLAGS.save_request is None:
         return
-    if len(wanted) != 1:
+    if len(prepared) != 1:
         raise UserError("--save_request holds one request: give one --prompt")
-    record = {"model": model, **wanted[0].embedded().record()}
+    record = {"model": model, **prepared[0].preset.record()}
     Path(FLAGS.save_request).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def draw(model: str, wanted: list) -> None:
+def draw(model: str, requests: list) -> None:
     """All pictures of all requests, each written as soon as it is there, and a grid."""
     import numpy as np
     from tqdm import tqdm
@@ -307,59 +295,62 @@ def draw(model: str, wanted: list) -> None:
 
     out = output_directory()
     pipe = load(model)
-    wanted = [pipe.resolved(request) for request in wanted]
-    save_request(model, wanted)
+    prepared = []
+    for request in requests:
+        old = prepared[-1] if prepared else None  # they share their files
+        prepared.append(pipe.prepare(request, old=old))
+    save_request(model, prepared)
     if FLAGS.interpolate is not None:
-        return draw_between(pipe, wanted, out)
+        return draw_between(pipe, [one.preset for one in prepared], out)
     if FLAGS.animation is not None:
-        return draw_steps(pipe, wanted, out)
-    pictures = []
-    with tqdm(total=sum(len(r.seeds) for r in wanted), unit="img") as progress:
-        for request in wanted:
-            name = slug(request.prompt)
-            prefix = f"{name}_" if len(wanted) > 1 else ""
-            for seed, pixels in zip(request.seeds, pipe.run(request), strict=True):
-                one = dataclasses.replace(request, seeds=(seed,)).record()
+        return draw_steps(pipe, [one.preset for one in prepared], out)
+    pictures, many = [], len(prepared) > 1
+    total = sum(len(one.request.seeds) for one in prepared)
+    with tqdm(total=total, unit="img") as progress:
+        for one in prepared:
+            prefix = f"{slug(one.request.prompt)}_" if many else ""
+            for seed, pixels in zip(one.request.seeds, pipe.run(one), strict=True):
+                record = dataclasses.replace(one.request, seeds=(seed,)).record()
                 path = out / f"{prefix}{seed:06d}.png"
-                image.write_png(path, pixels, request={"model": model, **one})
+                image.write_png(path, pixels, request={"model": model, **record})
                 pictures.append(pixels)
                 progress.update()
-    columns = len(wanted[0].seeds) if len(wanted) > 1 else None
+    columns = len(prepared[0].request.seeds) if many else None
     image.write_png(out / "grid.png", image.grid(np.stack(pictures), columns=columns))
     progress.write(f"{len(pictures)} pictures and grid.png in {out}")
 
 
-def draw_again(model: str, way) -> None:
-    """A --request with the edits of its way: one PNG a seed that holds the same."""
+def draw_again(model: str, trajectory) -> None:
+    """A --request with its edits: one PNG a seed that holds the same."""
     from lDM_jax.core import image
     from lDM_jax.sampling import edits
 
     out = output_directory()
-    pipe = load(model)
-    for seed, pixels in zip(way.request.seeds, edits.draw(pipe, way), strict=True):
-        one = dataclasses.replace(way.request, seeds=(seed,))
-        record = dataclasses.replace(way, request=one).record()
+    pictures = edits.replay(load(model), trajectory)
+    for seed, pixels in zip(trajectory.request.seeds, pictures, strict=True):
+        one = dataclasses.replace(trajectory.request, seeds=(seed,))
+        record = dataclasses.replace(trajectory, request=one).record()
         path = out / f"{seed:06d}.png"
         image.write_png(path, pixels, request={"model": model, **record})
         sys.stderr.write(f"{path}\n")
 
 
-def draw_between(pipe, wanted: list, out: Path) -> None:
+def draw_between(pipe, requests: list, out: Path) -> None:
     """--interpolate: numbered pictures, a grid, and the animation if it is asked for.
 
-    The way goes over the seeds of one prompt, or over as many prompts as seeds.
+    From seed to seed of one prompt, or of as many prompts as seeds.
     """
     import numpy as np
     from tqdm import tqdm
 
     from lDM_jax.core import image
 
-    fields = {**vars(wanted[0])}
-    prompts = [fields.pop("prompt")] + [request.prompt for request in wanted[1:]]
+    fields = {**vars(requests[0])}
+    prompts = [fields.pop("prompt")] + [request.prompt for request in requests[1:]]
     prompt = prompts if len(prompts) > 1 else prompts[0]
     frames = []
-    way = pipe.interpolate(FLAGS.interpolate, prompt, **fields)
-    for number, pixels in enumerate(tqdm(way, unit="img")):
+    between = pipe.interpolate(FLAGS.interpolate, prompt, **fields)
+    for number, pixels in enumerate(tqdm(between, unit="img")):
         image.write_png(out / f"way_{number:04d}.png", pixels)
         frames.append(pixels)
     image.write_png(out / "grid.png", image.grid(np.stack(frames)))
@@ -368,66 +359,54 @@ def draw_between(pipe, wanted: list, out: Path) -> None:
     sys.stderr.write(f"{len(frames)} pictures and grid.png in {out}\n")
 
 
-def draw_steps(pipe, wanted: list, out: Path) -> None:
+def draw_steps(pipe, requests: list, out: Path) -> None:
     """--animation: the clean estimate after every step, all seeds side by side."""
     from tqdm import tqdm
 
     from lDM_jax.core import image
-    from lDM_jax.core.errors import UserError
 
-    if len(wanted) != 1:
+    if len(requests) != 1:
         raise UserError("--animation shows one request: give one --prompt")
-    request = wanted[0]
-    frames = []
-    for step in tqdm(pipe.stream(**vars(request)), total=request.steps, unit="step"):
+    frames, steps = [], pipe.stream(**vars(requests[0]))
+    for step in tqdm(steps, total=requests[0].steps, unit="step"):
         frames.append(image.grid(pipe.to_pixels(step.z0_hat)))
-    given = pipe.planner.canvas(request)
-    pictures = pipe.finish(step.z, request, given)
-    frames.append(image.grid(pictures))
+    frames.append(image.grid(pipe.finish(step)))
     image.write_animation(out / FLAGS.animation, frames)
     image.write_png(out / "grid.png", frames[-1])
     sys.stderr.write(f"{len(frames)} frames in {out / FLAGS.animation}\n")
 
 
-def draw_many(model: str, wanted: list) -> None:
+def draw_many(model: str, requests: list) -> None:
     """--num pictures of one request into --npz."""
     from tqdm import tqdm
 
-    from lDM_jax.core.errors import UserError
     from lDM_jax.sampling import bulk
 
-    if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(wanted) != 1:
+    if not FLAGS.npz or FLAGS.num is None or FLAGS.num < 1 or len(requests) != 1:
         raise UserError("--num and --npz belong together, with at most one --prompt")
     pipe = load(model)
-    request = dataclasses.replace(wanted[0], seeds=wanted[0].seeds[:1])
+    request = dataclasses.replace(requests[0], seeds=requests[0].seeds[:1])
+    options = dict(batch_size=FLAGS.batch)
     with tqdm(total=FLAGS.num, unit="img") as progress:
-        for count in bulk.generate(
-            pipe, request, FLAGS.num, FLAGS.npz, batch_size=FLAGS.batch
-        ):
+        for count in bulk.generate(pipe, request, FLAGS.num, FLAGS.npz, **options):
             progress.update(count)
     sys.stderr.write(f"{FLAGS.num} pictures in {FLAGS.npz}\n")
 
 
-def fail(error: object) -> None:
-    """One line on stderr, exit code 2."""
-    os.write(2, f"sample.py: error: {' '.join(str(error).split())}\n".encode())
-    raise SystemExit(2)
-
-
 def main(argv: list[str]) -> int:
+    """The exit code: 2, with one line on stderr, after an error of the user."""
     show_help(argv, __doc__, FLAGS)
     try:
         FLAGS(argv)
         many = FLAGS.num is not None or FLAGS.npz is not None
-        again = steered()
-        if again is not None and not many:
-            draw_again(*again)
+        edited = steered()
+        if edited is not None and not many:
+            draw_again(*edited)
         else:
-            (draw_many if many else draw)(*requests())
-    except flags.Error as error:
-        fail(error)
-    except (ValueError, OSError) as error:
-        fail(error)
+            (draw_many if many else draw)(*read_requests())
+    except (flags.Error, ValueError, OSError) as error:
+        os.write(2, f"sample.py: error: {' '.join(str(error).split())}\n".encode())
+        return 2
     return 0
 
 

@@ -22,7 +22,7 @@ weights                 a weights directory: safetensors beside its config
 interop/                weights of other programs, from and to ours
 bulk                    many pictures into one file
 requests, pipeline      what is asked for; sampling, for people and programs
-timeline                a steered trajectory as a record, drawn again
+edits                   a steered trajectory as a record, drawn again
 evaluation/             pictures -> figures; the commands of tools/evaluate
 studio/                 behind the page of tools/studio: sessions, runs, limits
 tools/                  python -m lDM_jax.tools.<name>

@@ -37,6 +37,7 @@ __all__ = [
     "Key",
     "Scalars",
     "UInt8",
+    "per_row",
     "typecheck",
 ]
 
@@ -77,6 +78,13 @@ class Cond:
         """The fields that lie over the latents, "b h w ...", of those that are set."""
         over = {name: getattr(self, name) for name in SPATIAL}
         return {name: value for name, value in over.items() if value is not None}
+
+
+def per_row(value: int | float | Array, x: Array) -> int | float | Array:
+    """A scalar as it is, one number a row "b" as "b 1 .. 1": to go with x "b ..."."""
+    if np.ndim(value) == 0:
+        return value
+    return value.reshape(value.shape + (1,) * (x.ndim - 1))
 
 
 def typecheck(function: F) -> F:

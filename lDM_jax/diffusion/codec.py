@@ -4,7 +4,7 @@
     z0 --decode--> pixels
 
 z0 = scale * (posterior sample) for KL, scale * (latents before quantisation) for VQ;
-`decode` divides by the scale and, for VQ, quantises. With scale = 1 / std of the
+`decode` divides by the scale and, for VQ, quantizes. With scale = 1 / std of the
 latents the diffusion network sees unit variance (Rombach et al. 2022, appendix G); one
 number for all of them as there, or one a channel. `Codec` is a value: the parameters
 are an argument of every function. For pictures larger than memory: `tiling`.
@@ -110,7 +110,7 @@ class Codec:
     def decode(
         self, params: dict, z0: Float[Array, "b h w c"]
     ) -> Float[Array, "b H W 3"]:
-        """z0 -> pixels f32, about [-1, 1]; quantises first if the stage is VQ."""
+        """z0 -> pixels f32, about [-1, 1]; quantizes first if the stage is VQ."""
 
         def run(network: Autoencoder, z: Array) -> Array:
             return network.decode(z if network.is_kl else network.quantize(z).z)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lDM_jax.core.arrays import Array, Cond, Denoiser, Float, Int, typecheck
+from lDM_jax.core.arrays import Array, Cond, Denoiser, Float, Int, per_row, typecheck
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.codec import Codec
 from lDM_jax.diffusion.process import Process
@@ -131,8 +131,8 @@ def by_score(
 
         gradient, prediction = jax.grad(total, has_aux=True)(z)
         shift = process.eps_shift(t).astype(z.dtype)
-        rate = _per_row(scale, z) * _per_row(sigma * shift, z)
-        return prediction - jnp.where(_per_row(alpha, z) > 0, rate * gradient, 0)
+        rate = per_row(scale, z) * per_row(sigma * shift, z)
+        return prediction - jnp.where(per_row(alpha, z) > 0, rate * gradient, 0)
 
     return guided
 
@@ -160,23 +160,16 @@ def mix(
     if interval is not None:
         low, high = interval
         scale = jnp.where((t >= low) & (t <= high), scale, 1)
-    guided = weak + _per_row(scale, weak) * (strong - weak)
+    guided = weak + per_row(scale, weak) * (strong - weak)
     if isinstance(rescale, (int, float)) and rescale == 0:
         return guided
     rest = tuple(range(1, strong.ndim))
-    wanted = jnp.std(strong, axis=rest, keepdims=True)
-    found = jnp.std(guided, axis=rest, keepdims=True)
-    phi = _per_row(rescale, weak)
+    before = jnp.std(strong, axis=rest, keepdims=True)
+    after = jnp.std(guided, axis=rest, keepdims=True)
+    phi = per_row(rescale, weak)
     # A constant prediction has no deviation to restore.
-    factor = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
+    factor = jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)
     return guided * (phi * factor + (1 - phi))
-
-
-def _per_row(value: Scalar, z: Array) -> Scalar:
-    """A scalar, or one number a row shaped to multiply z "b ..."."""
-    if jnp.ndim(value) == 0:
-        return value
-    return value.astype(z.dtype).reshape(value.shape + (1,) * (z.ndim - 1))
 
 
 def _same_shapes(cond: Cond, null: Cond) -> None:
@@ -212,10 +205,10 @@ def toward_target(
             )
         shape = (x.shape[0], *target.shape[1:])
         small = jax.image.resize(x, shape, "cubic", antialias=True)
-        wanted = jnp.broadcast_to(target, shape)
+        goal = jnp.broadcast_to(target, shape)
         if distance is not None:
-            return -0.5 * distance(small, wanted)
-        return -0.5 * ((wanted - small) ** 2).sum(axis=(1, 2, 3))
+            return -0.5 * distance(small, goal)
+        return -0.5 * ((goal - small) ** 2).sum(axis=(1, 2, 3))
 
     return log_prob
 

@@ -1,4 +1,4 @@
-"""What the two stages minimise, as functions of arrays.
+"""What the two stages minimize, as functions of arrays.
 
 Autoencoder: reconstruction (pixels and LPIPS), KL or codebook term, and the
 adversarial game with its adaptive weight. Diffusion: weighted squared or absolute error
@@ -56,7 +56,7 @@ def reconstruction_loss(
 
 @typecheck
 def generator_loss(logits_fake: Float[Array, "b h w 1"]) -> Float[Array, ""]:
-    """-mean D(x_hat): what the decoder minimises of the game, for both kinds."""
+    """-mean D(x_hat): what the decoder minimizes of the game, for both kinds."""
     return -logits_fake.mean()
 
 

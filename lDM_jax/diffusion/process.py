@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lDM_jax.core.arrays import Array, Float, Int, Key, typecheck
+from lDM_jax.core.arrays import Array, Float, Int, Key, per_row, typecheck
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.schedules import (
     SPACINGS,
@@ -267,7 +267,7 @@ class Process:
         A pair always satisfies z_t = alpha z0_hat + sigma eps_hat. Undefined (inf) for
         "eps" at alpha = 0 and for "z0" at sigma = 0.
         """
-        alpha, sigma = _spread(alpha, z_t), _spread(sigma, z_t)
+        alpha, sigma = per_row(alpha, z_t), per_row(sigma, z_t)
         if self.prediction == "eps":
             return (z_t - sigma * prediction) / alpha, prediction
         if self.prediction == "z0":
@@ -293,12 +293,6 @@ class Process:
             return (alpha + sigma) / alpha
         sign = -1 if self.prediction == "F" else 1
         return sign * (alpha**2 + sigma**2) / alpha
-
-    @typecheck
-    def snr(self, t: Times) -> Float[Array, " b"]:
-        """alpha_t^2 / sigma_t^2 "b"; infinite at clean data."""
-        alpha, sigma = self.scales(t)
-        return alpha**2 / sigma**2
 
     @typecheck
     def loss_weight(
@@ -392,14 +386,7 @@ class Process:
 
     def _scales_like(self, z: Array, t: Times) -> tuple[Array, Array]:
         alpha, sigma = self.scales(t, jnp.promote_types(z.dtype, jnp.float32))
-        return _spread(alpha, z), _spread(sigma, z)
-
-
-def _spread(scale: float | Array, z: Array) -> float | Array:
-    """A scalar or "b" scale, shaped to multiply z "b ..."."""
-    if jnp.ndim(scale) == 0:
-        return scale
-    return scale.reshape(scale.shape + (1,) * (z.ndim - 1))
+        return per_row(alpha, z), per_row(sigma, z)
 
 
 def _check_positive(**values: float) -> None:

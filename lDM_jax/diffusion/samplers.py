@@ -24,7 +24,7 @@ Several names are one formula in these variables; all are kept because users ask
 them by name. Owns no grid (Process.grid does), no guidance, no network. Coefficients
 are float64 numpy, of which step i takes its row; z and the memory are f32.
 
-A trajectory is `sample`; one step of it is `step`, for whoever drives the loop himself.
+A trajectory is `sample`; one step of it is `step`, for callers with their own loop.
 Both are pure and meant to be jitted with the grid static: z, keys, eta, the step index
 and whatever `denoise` closes over may be traced.
 """
@@ -79,7 +79,7 @@ class Coefficients(NamedTuple):
     extrapolate   h / (2 h_before); 0 where one of the two is infinite, which makes the
                   step first order
     keep, pull    sigma_t / sigma_p and alpha_t - alpha_p sigma_t / sigma_p: the exact
-                  way from p to t for a constant z0_hat
+                  solution from p to t for a constant z0_hat
     old, new      UniC-2 weights (B(h) = e^h - 1) of z0_hat_{p-1} - z0_hat_p and of
                   z0_hat_t - z0_hat_p; 0 and 1/2 where that step is first order
     """
@@ -253,6 +253,14 @@ def start_carry(z: Array, sampler: str = "ddim") -> Carry:
     return Carry(z, jnp.zeros_like(z), memory, jnp.int32(0))
 
 
+def forget(carry: Carry) -> Carry:
+    """The carry without a past, for a denoiser that the memory is not of.
+
+    The next step is the sampler's first one from the same latents.
+    """
+    return carry._replace(age=jnp.zeros_like(carry.age))
+
+
 def step(
     denoise: Denoiser,
     carry: Carry,
@@ -275,13 +283,13 @@ def step(
     not depend on the others. UserError if missing where noise is needed.
     """
     rule, _, own_eta = check(sampler)
-    given = not (isinstance(eta, (int, float)) and eta == 0)
+    noisy = not (isinstance(eta, (int, float)) and eta == 0)
     if own_eta is not None:
         if isinstance(eta, (int, float)) and eta not in (0, own_eta):
             raise UserError(f"eta is {eta} but {sampler!r} has none; valid: eta 0")
-        eta, given = own_eta, own_eta > 0
+        eta, noisy = own_eta, own_eta > 0
     noise = 0.0
-    if given:
+    if noisy:
         if keys is None:
             raise UserError(f"sampler {sampler!r} draws noise: give keys, one a row")
         noise = rng.normal_per_seed(keys, carry.z.shape[1:], step=i + 1)
@@ -303,35 +311,24 @@ def sample(
     *,
     grid: Grid,
     sampler: str = "ddim",
-    eta: int | float | Array = 0.0,
-    keys: Array | None = None,
     start: int | Array = 0,
-    constrain: Callable[[Array, Array], Array] | None = None,
+    **options,
 ) -> Float[Array, "b h w c"]:
     """The latents at the end of the grid, from z_T at its time `start`.
 
     z_T is alpha z0 + sigma eps there: plain noise for start = 0, noised latents for
     image to image; start = grid.steps returns it. One scan (a while loop if `start` is
-    traced). UserError for a start outside 0 .. grid.steps; the rest as in `step`.
+    traced). UserError for a start outside 0 .. grid.steps; options (eta, keys,
+    constrain) and the rest as in `step`.
     """
     if isinstance(start, int) and not 0 <= start <= grid.steps:
         raise UserError(f"start is {start}; valid: 0 .. {grid.steps}")
-    return jax.lax.fori_loop(
-        start,
-        grid.steps,
-        lambda i, carry: step(
-            denoise,
-            carry,
-            i,
-            process,
-            grid=grid,
-            sampler=sampler,
-            eta=eta,
-            keys=keys,
-            constrain=constrain,
-        ),
-        start_carry(z_T, sampler),
-    ).z
+    options |= dict(grid=grid, sampler=sampler)
+
+    def advance(i: Array, carry: Carry) -> Carry:
+        return step(denoise, carry, i, process, **options)
+
+    return jax.lax.fori_loop(start, grid.steps, advance, start_carry(z_T, sampler)).z
 
 
 @typecheck

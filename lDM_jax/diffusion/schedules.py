@@ -1,6 +1,6 @@
 """Numbers along time, in float64 numpy: betas of the schedules, indices of the grids.
 
-Owns what is a formula of integers alone; what the numbers mean is `diffusion`'s affair.
+Owns what is a formula of integers alone; `process` knows what the numbers mean.
 """
 
 import numpy as np

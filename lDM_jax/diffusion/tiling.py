@@ -10,7 +10,7 @@ things are not local.
 
 * Group norms take statistics of the whole picture. Fast mode takes each tile's own
   and blends the tiles over their overlap. Exact mode sweeps over the tiles again and
-  again, each sweep normalising with the statistics gathered by the sweep before, until
+  again, each sweep normalizing with the statistics gathered by the sweep before, until
   they no longer change. A norm's statistics depend on earlier norms alone, so every
   sweep settles at least one more: at most one sweep more than norms, each at the cost
   of a fast run.
@@ -176,13 +176,13 @@ def _settle(codec: Codec, params, source: np.ndarray, plan: _Plan) -> np.ndarray
     """One sweep, or in exact mode as many as it takes."""
     params = jax.device_put(params)
     known = _unknown(codec, params, source, plan)
-    out, found = _sweep(codec, params, source, plan, known, known=False)
+    out, new = _sweep(codec, params, source, plan, known, known=False)
     if not plan.exact or len(plan.rows) * len(plan.cols) == 1:
         return out
-    for _ in range(len(found)):
-        known = found
-        out, found = _sweep(codec, params, source, plan, known, known=True)
-        if max(_change(known[name], found[name]) for name in found) < SETTLED:
+    for _ in range(len(new)):
+        known = new
+        out, new = _sweep(codec, params, source, plan, known, known=True)
+        if max(_change(known[name], new[name]) for name in new) < SETTLED:
             break
     return out
 
@@ -227,10 +227,10 @@ def _sweep(codec, params, source, plan: _Plan, statistics, *, known: bool):
     out, parts = None, []
     for (row, share_h), (col, share_w) in product(down, across):
         tile, rows, cols = _cut(source, plan, row, col)
-        result, found = jax.device_get(
+        result, own = jax.device_get(
             _tile(codec, plan.method, params, tile, statistics, known, rows, cols)
         )
-        parts.append((rows.sum() * cols.sum(), found))
+        parts.append((rows.sum() * cols.sum(), own))
         if out is None:
             out = np.zeros((len(source), *extent, result.shape[-1]), np.float32)
         share = share_h[:, None, None] * share_w[:, None]
@@ -264,7 +264,7 @@ def _merge(parts: list[tuple[float, Statistics]]) -> Statistics:
     weights = (weights / weights.sum())[:, None, None]
     merged = {}
     for name in parts[0][1]:
-        tiles = np.stack([found[name] for _, found in parts]).astype(np.float64)
+        tiles = np.stack([own[name] for _, own in parts]).astype(np.float64)
         means, variances = tiles[:, 0], tiles[:, 1]
         mean = (weights * means).sum(axis=0)
         variance = (weights * (variances + (means - mean) ** 2)).sum(axis=0)
@@ -287,7 +287,7 @@ def _tile(
 
     The norms take `statistics` if `known`, else the tile's.
     """
-    found: Statistics = {}
+    own: Statistics = {}
 
     def intercept(call, args, kwargs, context):
         norm = context.module
@@ -296,7 +296,7 @@ def _tile(
         name = "/".join(norm.path)
         x = args[0].astype(jnp.float32)
         groups = min(norm.num_groups, x.shape[-1])
-        used = found[name] = _moments(x, groups, rows, cols)
+        used = own[name] = _moments(x, groups, rows, cols)
         if statistics is not None:
             used = jnp.where(known, statistics[name], used)
         mean, variance = _spread(used, x.shape[-1])
@@ -307,7 +307,7 @@ def _tile(
 
     with nn.intercept_methods(intercept):
         result = getattr(codec, method)(params, tile)
-    return result, found
+    return result, own
 
 
 def _moments(x: Array, groups: int, rows: Array, cols: Array) -> Array:

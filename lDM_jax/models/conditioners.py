@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from lDM_jax.core.arrays import Array, Batch, Bool, Cond, Float, Int, typecheck
+from lDM_jax.core.arrays import Array, Batch, Bool, Cond, Float, Int, per_row, typecheck
 from lDM_jax.models.bert_text import TextTransformer
 from lDM_jax.models.layers import average2
 
@@ -86,7 +86,7 @@ class SpatialRescaler(nn.Module):
         x = colours[segmentation]
         for _ in range(self.num_stages):
             x = average2(x)
-        return zero_rows(x, drop)
+        return jnp.where(per_row(drop, x), 0, x)
 
 
 class AsItIs(nn.Module):
@@ -111,7 +111,7 @@ class AsItIs(nn.Module):
         del train
         if self.fold > 1:
             value = fold_cells(value, self.fold)
-        return zero_rows(value, drop) if self.droppable else value
+        return jnp.where(per_row(drop, value), 0, value) if self.droppable else value
 
 
 def fold_cells(x: Array, k: int) -> Array:
@@ -119,11 +119,6 @@ def fold_cells(x: Array, k: int) -> Array:
     b, height, width, c = x.shape
     x = x.reshape(b, height // k, k, width // k, k, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, height // k, width // k, k * k * c)
-
-
-def zero_rows(x: Array, drop: Array) -> Array:
-    """x "b ..." with zeros in the rows where `drop` is true."""
-    return jnp.where(drop.reshape(drop.shape + (1,) * (x.ndim - 1)), 0, x)
 
 
 class Conditioner(nn.Module):

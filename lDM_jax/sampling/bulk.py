@@ -12,7 +12,6 @@ and the first joins them when all are there, reading one part at a time.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 
 from lDM_jax.core.distributed import is_first, together
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.files import write_json
+from lDM_jax.core.files import replacing, write_json
 from lDM_jax.core.sharding import batch_sharding, make_mesh, replicated
 from lDM_jax.sampling.pipeline import Pipeline
 from lDM_jax.sampling.request import Request
@@ -46,22 +45,26 @@ def row_request(
 def check(pipe: Pipeline, request: Request) -> int:
     """The number of classes to draw in turn, 0 for none.
 
-    UserError for requests that one batch cannot hold, or that are in themselves wrong.
+    UserError for requests that one batch cannot hold, or that are wrong by themselves.
     """
-    own = pipe.task.own_image
-    if request.regions or (request.image is not None and not own):
+    if request.regions or (request.image is not None and not pipe.task.own_image):
         raise UserError("many pictures are drawn without regions and from noise")
     if request.autoguidance != 1 or request.target is not None:
         raise UserError("many pictures are drawn without autoguidance and targets")
     if len(request.seeds) != 1:
         raise UserError(f"give the first seed only, not {len(request.seeds)}")
-    drawn_in_turn = pipe.task.draws_from == "classes" and request.label is None
-    return pipe.config.num_classes if drawn_in_turn else 0
+    in_turn = pipe.task.draws_from == "classes" and request.label is None
+    return pipe.config.num_classes if in_turn else 0
 
 
 def parts(count: int) -> list[range]:
     """The indices 0 .. count - 1 in parts."""
     return [range(start, min(start + PART, count)) for start in range(0, count, PART)]
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """Where a part lies."""
+    return folder / f"{number:06d}.npy"
 
 
 def generate(
@@ -84,29 +87,30 @@ def generate(
     if path.exists():
         raise UserError(f"{path} exists already: give a new file")
     classes = check(pipe, request)
-    first = pipe.resolved(row_request(request, 0, classes, prompts))
-    request = dataclasses.replace(first, label=None if classes else first.label)
+    first = pipe.prepare(row_request(request, 0, classes, prompts))
+    unset = {"label": None} if classes else {}
+    request = dataclasses.replace(first.preset, **unset)
     mesh = make_mesh(devices=jax.local_devices())  # hosts draw parts of their own
     if batch_size % mesh.size:
         raise UserError(
             f"a batch of {batch_size} does not split over {mesh.size} devices"
         )
     text = json.dumps(list(prompts)).encode()
-    drawn_from = {"prompts": hashlib.sha256(text).hexdigest()} if prompts else {}
-    record = {"count": count, **drawn_from, **request.record()}
+    digest = {"prompts": hashlib.sha256(text).hexdigest()} if prompts else {}
+    stored = dataclasses.replace(first.request, **unset).record()
+    record = {"count": count, **digest, **stored}
     with together("preparing the parts"):
         if is_first():
             prepare(folder, record)
     pipe.place(replicated(mesh))
     with together("drawing"):
         for number, indices in enumerate(parts(count)):
-            file = folder / f"{number:06d}.npy"
+            file = part_file(folder, number)
             if number % jax.process_count() != jax.process_index():
                 continue
             if not file.exists():
                 rows = [row_request(request, i, classes, prompts) for i in indices]
-                drawn = draw(pipe, rows, batch_size, batch_sharding(mesh))
-                write_part(file, drawn)
+                write_part(file, draw(pipe, rows, batch_size, batch_sharding(mesh)))
             yield len(indices)
     with together("joining the parts"):
         if is_first():
@@ -117,12 +121,12 @@ def generate(
 
 def draw(pipe: Pipeline, rows: list[Request], batch_size: int, sharding) -> np.ndarray:
     """uint8 "n H W 3" of resolved one-seed requests, the last batch padded."""
-    found = []
+    pictures = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         padded = batch + [batch[-1]] * (batch_size - len(batch))
-        found.append(pipe.each(padded, sharding=sharding)[: len(batch)])
-    return np.concatenate(found)
+        pictures.append(pipe.each(padded, sharding=sharding)[: len(batch)])
+    return np.concatenate(pictures)
 
 
 def prepare(folder: Path, record: dict) -> None:
@@ -138,30 +142,23 @@ def prepare(folder: Path, record: dict) -> None:
 
 def write_part(file: Path, pictures: np.ndarray) -> None:
     """Write atomically."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with open(partial, "wb") as stream:
-            np.save(stream, pictures)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial, open(partial, "wb") as stream:
+        np.save(stream, pictures)
 
 
 def join(folder: Path, path: Path, count: int, labels: np.ndarray | None) -> None:
     """All parts as one npz, in memory one at a time."""
-    files = sorted(folder.glob("*.npy"))
+    files = [part_file(folder, number) for number in range(len(parts(count)))]
     shape = (count, *np.load(files[0], mmap_mode="r").shape[1:])
-    partial = path.with_name(f".{path.name}.partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz:
-            with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array_header_1_0(stream, header)
-                for file in files:
-                    stream.write(np.ascontiguousarray(np.load(file)).tobytes())
-            if labels is not None:
-                with npz.open("arr_1.npy", "w") as stream:
-                    np.lib.format.write_array(stream, labels)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz,
+    ):
+        with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for file in files:
+                stream.write(np.ascontiguousarray(np.load(file)).tobytes())
+        if labels is not None:
+            with npz.open("arr_1.npy", "w") as stream:
+                np.lib.format.write_array(stream, labels)

@@ -3,9 +3,9 @@
     pipe = Pipeline.load("emoji")
     images = pipe.sample(prompt="red heart", seeds=range(4))     # uint8 "b H W 3"
 
-Owns the way from a request to pictures: `planner` makes of it what a trajectory runs
-on, `trajectory` runs it, the first stage decodes. An image depends on its seed and its
-request alone, not on what stands beside it in a batch: every row has its own noise key.
+Owns the path from a request to pictures: `prepare` makes of it, once, what a trajectory
+runs on, `programs` runs it, the first stage decodes. An image depends on its seed and
+its request alone, not on what stands beside it in a batch: each row has its noise key.
 Rows run `BATCH` at a time, the last batch padded, so that a trajectory compiles once.
 Guidance, prompt and seed never retrace.
 """
@@ -13,7 +13,6 @@ Guidance, prompt and seed never retrace.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +20,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lDM_jax.core import image, rng
-from lDM_jax.core.arrays import Array, Cond
+from lDM_jax.core.arrays import Array, Cond, per_row
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion import samplers, tiling
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.diffusion.samplers import Carry
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import prepare, preview
-from lDM_jax.sampling.prepare import Planner
-from lDM_jax.sampling.programs import CompiledSamplers, SamplingInputs, SamplingSpec
-from lDM_jax.sampling.request import Canvas, Request
+from lDM_jax.sampling import request as request_lib
+from lDM_jax.sampling.prepare import Models, Prepared
+from lDM_jax.sampling.programs import CompiledSamplers, SamplingInputs
+from lDM_jax.sampling.request import Request, RequestPixels
 from lDM_jax.sampling.trained_model import TrainedModel
 from lDM_jax.tasks.task import Task
 
@@ -41,25 +41,18 @@ FIXED += ("window_px", "regional")
 
 
 @dataclasses.dataclass
-class Plan:
-    """What a stream follows; `Pipeline.update` replaces request and course midway."""
+class Step:
+    """What `Pipeline.stream` yields after a step; `Pipeline.update` changes it.
 
-    request: Request
-    spec: SamplingSpec
-    inputs: SamplingInputs
-
-
-class Step(NamedTuple):
-    """What `Pipeline.stream` yields after a step.
-
-    step of total; carry: what the sampler goes on from; z f32 "b h w c", the latents
-    now; z0_hat, their clean estimate.
+    step of total; carry: what the sampler goes on from; prepared: what the next steps
+    follow; z f32 "b h w c", the latents now; z0_hat, their clean estimate. A copy by
+    `dataclasses.replace(step)` is a branch: its updates do not reach the original.
     """
 
     step: int
     total: int
     carry: Carry
-    plan: Plan
+    prepared: Prepared
 
     @property
     def z(self) -> Array:
@@ -71,7 +64,10 @@ class Step(NamedTuple):
 
 
 class Pipeline:
-    """A trained model, ready to sample. Holds EMA weights; `load` makes one."""
+    """A trained model, ready to sample. Holds EMA weights; `load` makes one.
+
+    companions: guide, classifier and lpips, as `prepare.Models` has them.
+    """
 
     def __init__(
         self,
@@ -81,13 +77,11 @@ class Pipeline:
         frozen: dict,
         **companions,
     ):
-        self.trained = TrainedModel(config, model, params, frozen)
-        self._plan_with(**companions)
+        trained = TrainedModel(config, model, params, frozen)
+        self._serve(Models(trained, **companions))
 
-    def _plan_with(self, **companions) -> None:
-        """companions: guide, classifier and lpips as `Planner` takes them."""
-        self.planner = Planner(self.trained, **companions)
-        guide, classifier = self.planner.guide, self.planner.classifier
+    def _serve(self, models: Models) -> None:
+        self.models, guide, classifier = models, models.guide, models.classifier
         self._programs = CompiledSamplers(
             self.model,
             guide=guide and guide.model,
@@ -104,14 +98,19 @@ class Pipeline:
         one of stage "classifier"; lpips: the file of VGG16, for targets. Raises
         UserError when they are none of these, or do not fit.
         """
-        pipe = cls.__new__(cls)
-        pipe.trained = TrainedModel.load(name)
-        pipe._plan_with(
+        models = Models(
+            TrainedModel.load(name),
             guide=TrainedModel.load(guide) if guide else None,
             classifier=networks.load_classifier(classifier) if classifier else None,
             lpips=lpips,
         )
+        pipe = cls.__new__(cls)
+        pipe._serve(models)
         return pipe
+
+    @property
+    def trained(self) -> TrainedModel:
+        return self.models.trained
 
     @property
     def config(self) -> ConfigDict:
@@ -133,19 +132,25 @@ class Pipeline:
     def task(self) -> Task:
         return self.trained.task
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.trained.latent_shape
+    def resolve(self, request: Request) -> Request:
+        """The request with the model's defaults filled in, checked; reads no file."""
+        return prepare.resolve(self.models, request)
 
-    def resolved(self, request: Request) -> Request:
-        """The request with the model's defaults filled in, checked; `Planner`'s."""
-        return self.planner.resolved(request)
+    def prepare(self, request: Request, **options) -> Prepared:
+        """The request with all that its trajectories need; see `prepare.prepare`."""
+        prepared = prepare.prepare(self.models, request, **options)
+        if request.source is None:
+            return prepared
+        spec, z0, inputs = prepare.inversion(self.models, prepared)
+        eps = self._programs.invert(spec)(self.params, z0, inputs)
+        inputs = prepared.inputs._replace(eps=eps)
+        return dataclasses.replace(prepared, inputs=inputs)
 
     def resolved_defaults(self, **options) -> dict:
         """sampler, steps, guidance and eta as they will be used, for records."""
-        given = {name: value for name, value in options.items() if value is not None}
-        used = {**self.config.sample.to_dict(), **given}
-        return {name: used[name] for name in ("sampler", "steps", "guidance", "eta")}
+        values = self.config.sample.to_dict()
+        values |= {name: value for name, value in options.items() if value is not None}
+        return {name: values[name] for name in ("sampler", "steps", "guidance", "eta")}
 
     def sample(
         self, prompt: str | Sequence[str] | None = None, **options
@@ -154,40 +159,48 @@ class Pipeline:
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
         if not prompts:
             raise UserError("the list of prompts is empty: give at least one prompt")
-        wanted = [self.resolved(Request(prompt=p, **options)) for p in prompts]
-        pictures = [picture for request in wanted for picture in self.run(request)]
+        requests = [self.resolve(Request(prompt=text, **options)) for text in prompts]
+        pictures, prepared = [], None
+        for request in requests:
+            prepared = self.prepare(request, old=prepared)
+            pictures.extend(self.run(prepared))
         return np.stack(pictures)
 
-    def run(self, request: Request) -> Iterator[np.ndarray]:
-        """The pictures of a resolved request, one a seed, as they are finished."""
-        rows = min(BATCH, len(request.seeds))
-        given = self.planner.canvas(request)
-        spec, inputs = self.planner.spec(request, given), self._inputs(request, given)
-        inputs = prepare.spread(inputs, rows)
-        for start in range(0, len(request.seeds), rows):
-            seeds = request.seeds[start : start + rows]
-            padded = seeds + (seeds[-1],) * (rows - len(seeds))
-            z = self._programs.whole(spec)(self.params, rng.seed_keys(padded), inputs)
-            yield from self.finish(z, request, given)[: len(seeds)]
+    def run(self, request: Request | Prepared) -> Iterator[np.ndarray]:
+        """The pictures of a request, one a seed, as they are finished."""
+        prepared = self.prepare(request) if isinstance(request, Request) else request
+        seeds, program = prepared.request.seeds, self._programs.whole(prepared.spec)
+        rows = min(BATCH, len(seeds))
+        inputs = prepare.spread(prepared.inputs, rows)
+        for start in range(0, len(seeds), rows):
+            some = seeds[start : start + rows]
+            padded = some + (some[-1],) * (rows - len(some))
+            z = program(self.params, rng.seed_keys(padded), inputs)
+            yield from self._pictures(z, prepared)[: len(some)]
 
-    def each(self, wanted: Sequence[Request], *, sharding=None) -> np.ndarray:
+    def each(self, requests: Sequence[Request], *, sharding=None) -> np.ndarray:
         """One picture a resolved request, all in one batch: uint8 "b H W 3".
 
         The requests have one seed each, and differ in seeds and conditions only; they
         start from noise. sharding: of the batch, for several devices.
         """
-        given = [self.planner.canvas(request) for request in wanted]
-        inputs = self.planner.inputs(wanted, given)
-        keys = rng.seed_keys([request.seeds[0] for request in wanted])
+        models = self.models
+        presets = [request.embedded() for request in requests]
+        pixels = [
+            request_lib.canvas(preset, self.task, self.trained.settings)
+            for preset in presets
+        ]
+        inputs = prepare.sampling_inputs(models, presets, pixels)
+        keys = rng.seed_keys([request.seeds[0] for request in requests])
         if sharding is not None:
             rows = (inputs.cond, inputs.null, keys)
             cond, null, keys = jax.device_put(rows, sharding)
             inputs = inputs._replace(cond=cond, null=null)
-        spec = self.planner.spec(wanted[0], given[0])
+        spec = prepare.sampling_spec(models, presets[0], pixels[0])
         z = self._programs.whole(spec)(self.params, keys, inputs)
-        pixels = self.finish(z, wanted[0], given[0]._replace(mask=None))
-        pairs = zip(pixels, given, strict=True)
-        return np.stack([paste(picture, canvas) for picture, canvas in pairs])
+        pictures = self.to_pixels(z, window_px=presets[0].window_px)
+        pairs = zip(pictures, pixels, strict=True)
+        return np.stack([paste(picture, own) for picture, own in pairs])
 
     def place(self, sharding) -> None:
         """Put the parameters where the batches of `each` will be."""
@@ -198,80 +211,82 @@ class Pipeline:
 
         `update` changes the request of a step: the next steps follow it.
         """
-        request = self.resolved(Request(prompt=prompt, **options))
-        yield from self.resume(self.begin(request))
+        yield from self.resume(self.begin(Request(prompt=prompt, **options)))
 
     def begin(self, request: Request) -> Step:
-        """Where the stream of a resolved request begins: no step is made yet."""
-        given = self.planner.canvas(request)
-        spec = self.planner.spec(request, given, changing=True)
-        inputs = prepare.spread(self._inputs(request, given), len(request.seeds))
-        begin, _ = self._programs.single_step(spec)
-        carry = begin(rng.seed_keys(request.seeds), inputs)
-        plan = Plan(request, spec, inputs)
-        return Step(int(inputs.start), request.steps, carry, plan)
+        """Where the stream of a request begins: no step is made yet."""
+        prepared = self.prepare(request, changing=True)
+        request, inputs = prepared.request, prepared.inputs
+        begin, _ = self._programs.single_step(prepared.spec)
+        keys = rng.seed_keys(request.seeds)
+        carry = begin(keys, prepare.spread(inputs, len(request.seeds)))
+        return Step(int(inputs.start), request.steps, carry, prepared)
 
     def resume(self, step: Step) -> Iterator[Step]:
-        """The steps after `step`, by its plan: what `stream` yields from there.
+        """The steps after `step`: what `stream` yields from there.
 
-        Of one step as often as wanted: a trajectory has branches. They share its plan;
-        `step._replace(plan=dataclasses.replace(step.plan))` has one of its own.
+        Of one step as often as one likes: a trajectory has branches.
         """
-        plan = step.plan
-        keys, carry = rng.seed_keys(plan.request.seeds), step.carry
-        _, advance = self._programs.single_step(plan.spec)
-        for index in range(step.step, step.total):
-            carry = advance(self.params, carry, index, keys, plan.inputs)
-            yield Step(index + 1, step.total, carry, plan)
+        seeds, prepared = step.prepared.request.seeds, None
+        keys = rng.seed_keys(seeds)
+        _, advance = self._programs.single_step(step.prepared.spec)
+        while step.step < step.total:
+            if step.prepared is not prepared:
+                prepared = step.prepared
+                inputs = prepare.spread(prepared.inputs, len(seeds))
+            carry = advance(self.params, step.carry, step.step, keys, inputs)
+            step = Step(step.step + 1, step.total, carry, prepared)
+            yield step
 
     def update(self, step: Step, **changes) -> None:
         """Change prompt, negative, guidance, mask, ... for the steps after `step`.
 
-        Nothing is compiled again. UserError for what shapes the trajectory: seeds,
-        sampler, steps, spacing, size, or a mask, an image or a region where there was
-        none.
+        Nothing is compiled again, only what changed is encoded, and the sampler forgets
+        what it remembers of another denoiser: its next step is a first one. UserError
+        for what shapes the trajectory: seeds, sampler, steps, spacing, size, or a mask,
+        an image or a region where there was none.
         """
-        old = step.plan
         fixed = [name for name in changes if name in FIXED]
         if fixed:
             raise UserError(f"{', '.join(fixed)} cannot change midway")
-        request = self.resolved(dataclasses.replace(old.request, **changes))
-        given = self.planner.canvas(request)
-        spec = self.planner.spec(request, given, changing=True)
-        inputs = self.planner.inputs([request], [given])
-        inputs = prepare.spread(inputs, len(request.seeds))
-        inputs = inputs._replace(start=old.inputs.start, eps=old.inputs.eps)
-        if spec != old.spec or shapes(inputs) != shapes(old.inputs):
+        old = step.prepared
+        request = dataclasses.replace(old.request, **changes)
+        options = dict(changing=True, old=old, read_anew=changes)
+        new = prepare.prepare(self.models, request, **options)
+        inputs = new.inputs._replace(start=old.inputs.start, eps=old.inputs.eps)
+        if new.spec != old.spec or shapes(inputs) != shapes(old.inputs):
             raise UserError(
                 f"{', '.join(changes)}: cannot come, go or change its extent midway, "
                 "only its content"
             )
-        old.request, old.inputs = request, inputs
+        step.prepared = dataclasses.replace(new, inputs=inputs)
+        if request_lib.changed_fields(old.preset, new.preset) - {"eta"}:
+            step.carry = samplers.forget(step.carry)
 
     def interpolate(
         self, frames: int, prompt: str | Sequence[str] | None = None, **options
     ) -> Iterator[np.ndarray]:
-        """uint8 "H W 3" pictures on the way from seed to seed, `frames` a pair.
+        """uint8 "H W 3" pictures between one seed and the next, `frames` a pair.
 
         The noise goes along great circles (`samplers.slerp`), conditions along lines:
         with as many prompts as seeds each seed has its own. Begins with the first
         seed's own picture and ends with the last one's.
         """
         many = isinstance(prompt, (list, tuple))
-        request = self.resolved(Request(prompt[0] if many else prompt, **options))
+        prepared = self.prepare(Request(prompt[0] if many else prompt, **options))
+        request, spec = prepared.preset, prepared.spec
         prompts = list(prompt) if many else [prompt] * len(request.seeds)
         if len(prompts) != len(request.seeds) or len(prompts) < 2 or frames < 1:
             raise UserError(
                 f"{len(prompts)} prompts for {len(request.seeds)} seeds, {frames} "
                 "frames: give two seeds or more, one prompt or as many as seeds"
             )
-        wanted = [
-            self.resolved(dataclasses.replace(request, prompt=text, seeds=(seed,)))
+        ends = [
+            self.resolve(dataclasses.replace(request, prompt=text, seeds=(seed,)))
             for text, seed in zip(prompts, request.seeds, strict=True)
         ]
-        given = [self.planner.canvas(one) for one in wanted]
-        inputs = self.planner.inputs(wanted, given)
-        spec, last = self.planner.spec(request, given[0]), len(wanted) - 1
+        pixels, last = [prepared.pixels] * len(ends), len(ends) - 1
+        inputs = prepare.sampling_inputs(self.models, ends, pixels)
         noise = rng.normal_per_seed(rng.seed_keys(request.seeds), spec.shape)
         places = np.append(np.arange(last * frames) / frames, last)
         for start in range(0, len(places), BATCH):
@@ -280,44 +295,35 @@ class Pipeline:
             left = np.minimum(padded.astype(int), last - 1)
             u = jnp.asarray(padded - left, jnp.float32)
             part = along(inputs, left, u)._replace(
-                eps=samplers.slerp(noise[left], noise[left + 1], column(u, 4))
+                eps=samplers.slerp(noise[left], noise[left + 1], per_row(u, noise))
             )
             keys = rng.seed_keys([request.seeds[0]] * BATCH)
             z = self._programs.whole(spec)(self.params, keys, part)
-            yield from self.finish(z, request, given[0])[: len(some)]
+            yield from self._pictures(z, prepared)[: len(some)]
 
-    def _inputs(self, request: Request, given: Canvas) -> SamplingInputs:
-        """A request's course of one row; with a `source`, from its image's noise."""
-        inputs = self.planner.inputs([request], [given])
-        if request.source is None:
-            return inputs
-        source = dataclasses.replace(request, guidance=1.0, regions=None)
-        if self.task.field == "prompt":
-            # no words at all are the null condition
-            words = {"prompt": request.source or request.prompt}
-            source = dataclasses.replace(source, negative="", **words)
-        cond, null = self.planner.conditions([source], [given])
-        spec = self.planner.spec(source, given)._replace(
-            auto=False, gradient_guidance=()
-        )
-        toward = SamplingInputs(cond if request.source else null, null, 1.0, 0.0, 0)
-        z0 = self.planner.latents(given)
-        return inputs._replace(eps=self._programs.invert(spec)(self.params, z0, toward))
+    def finish(self, step: Step) -> np.ndarray:
+        """The pictures of a step by the full decoder: uint8 "b H W 3".
 
-    def finish(self, z0: Array, request: Request, given: Canvas) -> np.ndarray:
-        """Latents -> uint8 pictures, with the known pixels of a mask pasted back.
-
-        A request in windows is decoded in exact tiles of their extent, unless the first
-        stage attends: then as a whole, since tiles would show.
+        Of the last step its latents, of an earlier one their clean estimate, with the
+        known pixels of a mask pasted back.
         """
-        tiled = request.window_px and not self.model.codec.attends
-        options = dict(tile_px=request.window_px, exact=True) if tiled else {}
-        pixels = image.to_uint8(jax.device_get(self.decode(z0, **options)))
-        return np.stack([paste(picture, given) for picture in pixels])
+        z0 = step.z if step.step == step.total else step.z0_hat
+        return self._pictures(z0, step.prepared)
 
-    def to_pixels(self, z0: Array) -> np.ndarray:
-        """Latents -> uint8 pictures."""
-        return image.to_uint8(jax.device_get(self.decode(z0)))
+    def _pictures(self, z0: Array, prepared: Prepared) -> np.ndarray:
+        """Latents -> uint8 pictures of a request, its known pixels pasted back."""
+        pictures = self.to_pixels(z0, window_px=prepared.request.window_px)
+        return np.stack([paste(picture, prepared.pixels) for picture in pictures])
+
+    def to_pixels(self, z0: Array, *, window_px: int = 0) -> np.ndarray:
+        """Latents -> uint8 pictures.
+
+        What was drawn in windows is decoded in exact tiles of their extent, unless the
+        first stage attends: then as a whole, since tiles would show.
+        """
+        tiled = window_px and not self.model.codec.attends
+        options = dict(tile_px=window_px, exact=True) if tiled else {}
+        return image.to_uint8(jax.device_get(self.decode(z0, **options)))
 
     def preview(self, z0: Array) -> np.ndarray:
         """Latents -> uint8 pictures at the latents' extent, by one small matrix."""
@@ -364,11 +370,11 @@ class Pipeline:
         return self.trained.denoise(self.params, z_t, t, cond)
 
 
-def paste(picture: np.ndarray, given: Canvas) -> np.ndarray:
-    """The picture, with the given image's pixels wherever the mask is 0."""
-    if given.mask is None:
+def paste(picture: np.ndarray, pixels: RequestPixels) -> np.ndarray:
+    """The picture, with the request's own pixels wherever its mask is 0."""
+    if pixels.mask is None:
         return picture
-    return np.where(given.mask > 0, picture, image.to_uint8(given.image))
+    return np.where(pixels.mask > 0, picture, image.to_uint8(pixels.image))
 
 
 def shapes(tree) -> tuple:
@@ -377,21 +383,14 @@ def shapes(tree) -> tuple:
     return structure, [np.shape(leaf) for leaf in leaves]
 
 
-def column(u: Array, ndim: int) -> Array:
-    """ "b" as "b 1 .. 1" with ndim axes."""
-    return u.reshape(u.shape + (1,) * (ndim - 1))
-
-
 def along(inputs: SamplingInputs, left: np.ndarray, u: Array) -> SamplingInputs:
-    """Rows (1 - u) course[left] + u course[left + 1] of the conditions."""
+    """Rows (1 - u) row[left] + u row[left + 1] of the conditions."""
 
     def mix(tree):
-        return jax.tree.map(
-            lambda x: (
-                (1 - column(u, x.ndim)) * x[left] + column(u, x.ndim) * x[left + 1]
-            ),
-            tree,
-        )
+        def between(x: Array) -> Array:
+            return (1 - per_row(u, x)) * x[left] + per_row(u, x) * x[left + 1]
+
+        return jax.tree.map(between, tree)
 
     guide = inputs.guide and (inputs.guide[0], mix(inputs.guide[1]))
     return inputs._replace(cond=mix(inputs.cond), null=mix(inputs.null), guide=guide)

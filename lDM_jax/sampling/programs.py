@@ -15,12 +15,6 @@ import jax.numpy as jnp
 from lDM_jax.core import rng
 from lDM_jax.core.arrays import Array, Cond, Denoiser
 from lDM_jax.diffusion import guidance, samplers
-from lDM_jax.diffusion.guidance import (
-    autoguidance,
-    by_region,
-    by_score,
-    classifier_free,
-)
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.diffusion.process import Grid
 from lDM_jax.diffusion.windows import in_windows
@@ -95,29 +89,29 @@ class CompiledSamplers:
         return len(self._compiled)
 
     def _once(self, kind: str, spec: SamplingSpec, make: Callable):
-        found = self._compiled.pop((kind, spec), None)
-        if found is None:
+        program = self._compiled.pop((kind, spec), None)
+        if program is None:
             grid = self._model.process.grid(spec.steps, spec.spacing)
-            found = make(spec, grid)
-        self._compiled[kind, spec] = found  # the last one: most recently used
+            program = make(spec, grid)
+        self._compiled[kind, spec] = program  # the last one: most recently used
         while len(self._compiled) > MOST:
             del self._compiled[next(iter(self._compiled))]
-        return found
+        return program
 
     def whole(self, spec: SamplingSpec):
-        """(params, keys, course) -> z0: a trajectory as one program."""
+        """(params, keys, inputs) -> z0: a trajectory as one program."""
         return self._once("whole", spec, self._make_whole)
 
     def single_step(self, spec: SamplingSpec):
         """(begin, advance): the same trajectory, one step a call.
 
-        begin: (keys, course) -> carry; advance: (params, carry, index, keys, course) ->
+        begin: (keys, inputs) -> carry; advance: (params, carry, index, keys, inputs) ->
         carry.
         """
         return self._once("step", spec, self._make_step)
 
     def invert(self, spec: SamplingSpec):
-        """(params, z0, course) -> z_T: DDIM backwards, for an image of which no seed
+        """(params, z0, inputs) -> z_T: DDIM backwards, for an image of which no seed
         is known. Ends at the grid's first time; a whole trajectory of eta 0 from there
         leads back, the better the more steps there are.
         """
@@ -139,7 +133,7 @@ class CompiledSamplers:
             network = in_windows(
                 network, extent, window=spec.window, overlap=overlap, within=alone
             )
-        return by_region(network) if alone else network
+        return guidance.by_region(network) if alone else network
 
     def _denoiser(
         self, params: dict, inputs: SamplingInputs, spec: SamplingSpec
@@ -153,45 +147,42 @@ class CompiledSamplers:
         if spec.auto:
             guide_params, guide_cond = inputs.guide
             worse = self._network(self._guide, guide_params, spec)
-            denoise = autoguidance(
-                main,
-                lambda z, t: worse(z, t, guide_cond),
-                inputs.guidance,
-                **options,
-            )
+            guide = lambda z, t: worse(z, t, guide_cond)  # noqa: E731
+            denoise = guidance.autoguidance(main, guide, inputs.guidance, **options)
         elif spec.guided:
-            denoise = classifier_free(
+            denoise = guidance.classifier_free(
                 network, inputs.cond, inputs.null, inputs.guidance, **options
             )
         else:
             denoise = main
         for name in spec.gradient_guidance:
-            given = inputs.gradient_guidance[name]
-            log_prob = self._log_prob(name, given)
-            denoise = by_score(denoise, log_prob, self._model.process, given["scale"])
+            own = inputs.gradient_guidance[name]
+            log_prob = self._log_prob(name, own)
+            scale, process = own["scale"], self._model.process
+            denoise = guidance.by_score(denoise, log_prob, process, scale)
         return denoise
 
-    def _log_prob(self, name: str, given: dict) -> guidance.LogProb:
-        """The score function of one of PULLS."""
+    def _log_prob(self, name: str, own: dict) -> guidance.LogProb:
+        """log p(y | z_t) of one of GRADIENT_GUIDANCE."""
         if name == "class":
 
             def classify(z, t):
-                return self._classifier.apply(given["params"], z, t)
+                return self._classifier.apply(own["params"], z, t)
 
-            return guidance.toward_class(classify, given["label"])
+            return guidance.toward_class(classify, own["label"])
 
         def perceptual(x, y):
-            return LPIPS().apply(given["lpips"], x, y)
+            return LPIPS().apply(own["lpips"], x, y)
 
         return guidance.toward_target(
             self._model.codec,
-            given["first_stage"],
-            given["target"],
+            own["first_stage"],
+            own["target"],
             distance=perceptual if name == "lpips" else None,
         )
 
     def _begin(self, keys, inputs: SamplingInputs, grid: Grid, shape) -> tuple:
-        """(z at course.start, what holds the known latents or None)."""
+        """(z at inputs.start, what holds the known latents or None)."""
         eps = rng.normal_per_seed(keys, shape) if inputs.eps is None else inputs.eps
         if inputs.z0 is None:
             return eps, None
@@ -212,17 +203,10 @@ class CompiledSamplers:
     def _make_whole(self, spec: SamplingSpec, grid: Grid):
         def run(params, keys, inputs):
             z, hold = self._begin(keys, inputs, grid, spec.shape)
-            return samplers.sample(
-                self._denoiser(params, inputs, spec),
-                z,
-                self._model.process,
-                grid=grid,
-                sampler=spec.sampler,
-                eta=inputs.eta,
-                keys=keys,
-                start=inputs.start,
-                constrain=hold,
-            )
+            denoise = self._denoiser(params, inputs, spec)
+            options = dict(grid=grid, sampler=spec.sampler, eta=inputs.eta, keys=keys)
+            options |= dict(start=inputs.start, constrain=hold)
+            return samplers.sample(denoise, z, self._model.process, **options)
 
         return jax.jit(run)
 
@@ -232,16 +216,11 @@ class CompiledSamplers:
             return samplers.start_carry(z, spec.sampler)
 
         def advance(params, carry, index, keys, inputs):
+            _, hold = self._begin(keys, inputs, grid, spec.shape)
+            denoise, process = self._denoiser(params, inputs, spec), self._model.process
+            options = dict(grid=grid, sampler=spec.sampler, eta=inputs.eta, keys=keys)
             return samplers.step(
-                self._denoiser(params, inputs, spec),
-                carry,
-                index,
-                self._model.process,
-                grid=grid,
-                sampler=spec.sampler,
-                eta=inputs.eta,
-                keys=keys,
-                constrain=self._begin(keys, inputs, grid, spec.shape)[1],
+                denoise, carry, index, process, constrain=hold, **options
             )
 
         return jax.jit(begin), jax.jit(advance)

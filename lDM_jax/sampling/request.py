@@ -34,6 +34,7 @@ PIXEL_FIELDS = {
     "segmentation": read_map,
     "target": read_pixels,
 }
+FILE_FIELDS = {*PIXEL_FIELDS, "regions"}
 TARGET_LOSSES = ("l2", "lpips")
 
 
@@ -148,7 +149,22 @@ def from_record(stored: dict) -> Request:
 TUPLES = ("seeds", "size_px", "interval")
 
 
-class Canvas(NamedTuple):
+def changed_fields(old: Request, new: Request) -> set[str]:
+    """The names of the fields in which two requests differ; pixels are compared."""
+    names = [field.name for field in dataclasses.fields(Request)]
+    return {name for name in names if not same(getattr(old, name), getattr(new, name))}
+
+
+def same(a: object, b: object) -> bool:
+    """Equality of fields of requests, arrays and lists of arrays included."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return a == b
+
+
+class RequestPixels(NamedTuple):
     """The pixels of a request, and how large its result is.
 
     image f32 [-1, 1] "H W 3", mask f32 {0, 1} "H W 1" (1 = to be painted),
@@ -162,7 +178,7 @@ class Canvas(NamedTuple):
     segmentation: np.ndarray | None = None
 
 
-def canvas(request: Request, task: Task, settings: Settings) -> Canvas:
+def canvas(request: Request, task: Task, settings: Settings) -> RequestPixels:
     """Read the request's pixels. UserError for files and extents that do not fit."""
     picture = read_pixels(request.image, "image")
     mask = read_map(request.mask, "mask")
@@ -187,10 +203,10 @@ def canvas(request: Request, task: Task, settings: Settings) -> Canvas:
                 "number a pixel"
             )
         mask = (mask > 0).astype(np.float32)[:, :, None]
-    return Canvas(*map(int, size), picture, mask, labels)
+    return RequestPixels(*map(int, size), picture, mask, labels)
 
 
-def region_maps(request: Request, given: Canvas) -> np.ndarray:
+def region_maps(request: Request, given: RequestPixels) -> np.ndarray:
     """Of the prompt and of every region: f32 {0, 1} "H W r", the prompt's first.
 
     The prompt's own is what no region covers.

@@ -1,7 +1,7 @@
 """A trained second stage in memory: networks, parameters, what is compiled once.
 
-Owns the way from a name to a model that can be asked: conditions, predictions, latents,
-pixels. Holds EMA weights. Sampling is `pipeline`'s affair; autoguidance takes a second
+Owns the path from a name to a model that computes conditions, predictions, latents and
+pixels. Holds EMA weights. `pipeline` samples; autoguidance takes a second
 `TrainedModel` as its guide.
 """
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.sampling.request import Request
+from lDM_jax.sampling.request import Request, changed_fields
 from lDM_jax.studio import limits, tabs
 from lDM_jax.studio.queue import Turns
 from lDM_jax.studio.run import Run
@@ -228,11 +228,8 @@ def edit(studio: Studio, session: Session, controls: dict) -> str:
     controls = {**controls, "tab": session.tab, "model": run.model}
     served = studio.served(controls)
     wanted = tabs.request(controls, served, session.inputs)
-    changes = {
-        name: getattr(wanted, name)
-        for name in LIVE
-        if not same(getattr(wanted, name), getattr(session.seen, name))
-    }
+    changed = changed_fields(session.seen, wanted)
+    changes = {name: getattr(wanted, name) for name in LIVE if name in changed}
     session.seen = wanted
     if not changes:
         return ""
@@ -254,15 +251,6 @@ def listed(changes: dict) -> str:
         f"{name} “{value}”" if isinstance(value, (str, int, float)) else name
         for name, value in changes.items()
     )
-
-
-def same(a: object, b: object) -> bool:
-    """Equality of fields of requests, arrays and lists of arrays included."""
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
-    return a == b
 
 
 def enter(studio: Studio, session: Session, controls: dict) -> Iterator[View]:

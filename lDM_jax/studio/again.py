@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.sampling.edits import Timeline
+from lDM_jax.sampling.edits import EditedTrajectory
 from lDM_jax.sampling.request import Request
 from lDM_jax.studio import limits, tabs
 from lDM_jax.studio.actions import Studio, View, adopt, made_run, play, set_pace
@@ -22,8 +22,8 @@ MORE = 4  # pictures of "more like this"
 MORE_STRENGTH = 0.75
 
 
-def read_record(studio: Studio, stored: dict) -> tuple[Served, Timeline]:
-    """The model and the timeline of a record. UserError if they cannot be had."""
+def read_record(studio: Studio, stored: dict) -> tuple[Served, EditedTrajectory]:
+    """The model and the trajectory of a record. UserError if they cannot be had."""
     name = stored.get("model")
     if name not in studio.models:
         shown = str(name)[:80]
@@ -32,7 +32,7 @@ def read_record(studio: Studio, stored: dict) -> tuple[Served, Timeline]:
             f"with --model {shown}"
         )
     fields = {key: value for key, value in stored.items() if key != "model"}
-    return studio.models[name], limits.checked_timeline(fields)
+    return studio.models[name], limits.checked_trajectory(fields)
 
 
 def source_of(studio: Studio, session: Session) -> tuple[Served, Picture, Request]:
@@ -98,9 +98,13 @@ def redraw(
 
 
 def reopen(
-    studio: Studio, session: Session, served: Served, way: Timeline, controls: dict
+    studio: Studio,
+    session: Session,
+    served: Served,
+    way: EditedTrajectory,
+    controls: dict,
 ) -> Iterator[View]:
-    """Draw a timeline again, step by step as it was."""
+    """Draw a trajectory again, step by step as it was."""
     yield View("preparing", note="Reading the request …")
     more = dict(script=way.edits, until=way.until)
     run = made_run(studio, session, served, way.request, **more)

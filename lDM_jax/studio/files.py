@@ -16,7 +16,7 @@ from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.sampling import request as request_lib
-from lDM_jax.sampling.edits import Timeline
+from lDM_jax.sampling.edits import EditedTrajectory
 from lDM_jax.studio import again, limits, tabs
 from lDM_jax.studio.actions import Studio
 from lDM_jax.studio.session import Picture, Session
@@ -26,7 +26,7 @@ LEAST_SHARE = 0.005  # of the picture that a colour covers to be a region
 
 
 class Opened(NamedTuple):
-    """A file that was opened: what the controls are to show, and the timeline.
+    """A file that was opened: what the controls are to show, and the trajectory.
 
     shown: values by the names of controls; draw: whether it is a picture, to be drawn
     again at once, and not a preset.
@@ -34,7 +34,7 @@ class Opened(NamedTuple):
 
     shown: dict
     served: Served
-    way: Timeline
+    way: EditedTrajectory
     draw: bool
 
 
@@ -156,17 +156,17 @@ def coloured(served: Served, size: str, value, event: dict) -> dict:
 
 
 def opened(studio: Studio, session: Session, event: dict) -> Opened:
-    """A PNG or a preset: its timeline, and what the controls show of it."""
+    """A PNG or a preset: its trajectory, and what the controls show of it."""
     name, data = received(event)
     served, way = again.read_record(studio, limits.record(data, name))
     shown = controls_of(session, served, way)
     return Opened(shown, served, way, data.startswith(b"\x89PNG"))
 
 
-def controls_of(session: Session, served: Served, way: Timeline) -> dict:
-    """What the controls show of a timeline's end; uploads go to the session."""
+def controls_of(session: Session, served: Served, way: EditedTrajectory) -> dict:
+    """What the controls show of a trajectory's end; uploads go to the session."""
     request = way.final
-    resolved = served.pipe.resolved(request)
+    resolved = served.pipe.resolve(request)
     tab = tab_of(served, request)
     shown = {
         "tab": tab,

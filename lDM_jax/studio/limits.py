@@ -19,7 +19,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import on_white
 from lDM_jax.sampling import edits as edits_lib
 from lDM_jax.sampling import pixels as pixels_lib
-from lDM_jax.sampling.edits import Edit, Timeline
+from lDM_jax.sampling.edits import Edit, EditedTrajectory
 from lDM_jax.sampling.request import Request, from_record
 
 MAX_STEPS = 100
@@ -97,8 +97,8 @@ def record(data: bytes, name: str = "the file") -> dict:
     return stored
 
 
-def checked_timeline(stored: dict) -> Timeline:
-    """The timeline of a record, one seed of it, pixels decoded, all within bounds."""
+def checked_trajectory(stored: dict) -> EditedTrajectory:
+    """The trajectory of a record, one seed of it, pixels decoded, all within bounds."""
     way = edits_lib.from_record(stored)
     rest = {name: v for name, v in stored.items() if name not in edits_lib.FIELDS}
     if len(way.edits) > MAX_EDITS:

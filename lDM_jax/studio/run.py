@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.sampling import edits
-from lDM_jax.sampling.edits import Edit, Timeline
+from lDM_jax.sampling.edits import Edit, EditedTrajectory
 from lDM_jax.sampling.pipeline import Pipeline, Step, shapes
 from lDM_jax.sampling.request import Request
 
@@ -31,7 +30,7 @@ class Mark(NamedTuple):
 
 
 class Run:
-    """A trajectory of one seed. script: edits to be made on the way, of a timeline."""
+    """A trajectory of one seed. script: edits to be made midway, of a record."""
 
     def __init__(
         self,
@@ -47,12 +46,12 @@ class Run:
         self._pending: dict = {}
         self._script = list(script)
         self._until = until
-        self._begin(pipe.resolved(request))
+        self._begin(request)
 
     def _begin(self, request: Request) -> None:
-        self._first, self.edits = request, []
         step = self.pipe.begin(request)
-        self.marks = [Mark(own_plan(step), self.pipe.preview(step.z)[0])]
+        self._first, self.edits = step.prepared.request, []
+        self.marks = [Mark(step, self.pipe.preview(step.z)[0])]
 
     @property
     def step(self) -> int:
@@ -77,18 +76,18 @@ class Run:
         """What the next step follows, announced changes included."""
         with self._lock:
             pending = dict(self._pending)
-        return dataclasses.replace(self.marks[-1].step.plan.request, **pending)
+        return dataclasses.replace(self.marks[-1].step.prepared.request, **pending)
 
     @property
     def program(self) -> tuple:
         """What the next step is compiled for."""
-        plan = self.marks[-1].step.plan
-        structure, extents = shapes(plan.inputs)
-        return self.model, plan.spec, structure, tuple(extents)
+        prepared = self.marks[-1].step.prepared
+        structure, extents = shapes(prepared.inputs)
+        return self.model, prepared.spec, structure, tuple(extents)
 
     def edit(self, changes: dict) -> None:
         """Announce changes of the request for the next step. UserError for bad ones."""
-        self.pipe.resolved(dataclasses.replace(self.request, **changes))
+        self.pipe.resolve(dataclasses.replace(self.request, **changes))
         with self._lock:
             self._pending.update(changes)
 
@@ -101,11 +100,11 @@ class Run:
             changes, self._pending = self._pending, {}
         while self._script and self._script[0].step <= self.step:
             changes = {**self._script.pop(0).changes, **changes}
-        at = own_plan(self.marks[-1].step)
+        at = dataclasses.replace(self.marks[-1].step)
         if changes:
             at = self._change(at, changes)
         step = next(self.pipe.resume(at))
-        mark = Mark(own_plan(step), self.pipe.preview(step.z0_hat)[0])
+        mark = Mark(step, self.pipe.preview(step.z0_hat)[0])
         self.marks.append(mark)
         self._forget()
         return mark
@@ -113,9 +112,9 @@ class Run:
     def _change(self, at: Step, changes: dict) -> Step:
         anew = len(self.marks) == 1 or any(name in RESTARTING for name in changes)
         if anew:
-            request = dataclasses.replace(at.plan.request, **changes)
-            self._begin(self.pipe.resolved(request))
-            return own_plan(self.marks[-1].step)
+            request = dataclasses.replace(at.prepared.request, **changes)
+            self._begin(request)
+            return dataclasses.replace(self.marks[-1].step)
         self.pipe.update(at, **changes)
         self.edits.append(Edit(at.step, changes))
         return at
@@ -141,22 +140,17 @@ class Run:
         if sum(held) > MARKS_BYTES and len(self.marks) > 8:
             self.marks = [*self.marks[:-1:2], self.marks[-1]]
 
-    def timeline(self) -> Timeline:
+    def trajectory(self) -> EditedTrajectory:
         """All that makes the picture at this step again."""
         until = None if self.step == self.total else self.step
-        return Timeline(self._first, tuple(self.edits), until)
+        return EditedTrajectory(self._first, tuple(self.edits), until)
 
     def record(self) -> dict:
-        """The timeline and the model's name as JSON."""
-        return {"model": self.model, **self.timeline().record()}
+        """The trajectory and the model's name as JSON."""
+        return {"model": self.model, **self.trajectory().record()}
 
     def look(self) -> np.ndarray:
         """The picture at this step by the full decoder, uint8 "H W 3"."""
         if len(self.marks) == 1:
             raise UserError("there is nothing to see before the first step")
-        return edits.finish(self.pipe, self.marks[-1].step)[0]
-
-
-def own_plan(step: Step) -> Step:
-    """The step with a plan of its own, which later changes do not reach."""
-    return step._replace(plan=dataclasses.replace(step.plan))
+        return self.pipe.finish(self.marks[-1].step)[0]

@@ -83,7 +83,7 @@ def test_zero_terminal_snr_keeps_the_first_scale_and_ends_in_noise():
     process = Process.discrete(prediction="v", zero_terminal_snr=True)
     assert process.alphas[0] == pytest.approx(plain.alphas[0], rel=1e-14)
     assert (process.alphas[-1], process.sigmas[-1]) == (0, 1)
-    assert process.snr(jnp.array([999]))[0] == 0
+    assert process.scales(jnp.array([999]))[0] == 0
     stretch = np.diff(process.alphas) / np.diff(plain.alphas)
     np.testing.assert_allclose(stretch, stretch[0], rtol=1e-9)
 
@@ -129,7 +129,8 @@ def test_velocity_is_the_slope_of_the_line():
 
 
 def test_min_snr_weights_are_the_papers():
-    snr = np.asarray(PROCESSES["eps"].snr(jnp.arange(1000)), np.float64)
+    alphas, sigmas = PROCESSES["eps"].alphas, PROCESSES["eps"].sigmas
+    snr = alphas**2 / sigmas**2
     clipped = np.minimum(snr, 5)
     wanted = {"eps": clipped / snr, "z0": clipped, "v": clipped / (snr + 1)}
     for prediction in PREDICTIONS:
@@ -147,8 +148,8 @@ def test_min_snr_weighs_every_prediction_as_the_same_error_of_z0(kind):
     z_t, prediction = noise(0, 2, 3), noise(1, 2, 3)
     z0 = [process.to_z0_eps(prediction + d, z_t, alpha, sigma)[0] for d in (0, 1)]
     weight = process.loss_weight(t, kind="min_snr", gamma=3.0)
-    wanted = jnp.minimum(process.snr(t), 3.0)[:, None] * (z0[1] - z0[0]) ** 2
-    np.testing.assert_allclose(weight[:, None] * jnp.ones((2, 3)), wanted, rtol=1e-3)
+    expected = jnp.minimum((alpha / sigma) ** 2, 3.0)[:, None] * (z0[1] - z0[0]) ** 2
+    np.testing.assert_allclose(weight[:, None] * jnp.ones((2, 3)), expected, rtol=1e-3)
 
 
 def test_weights_are_finite_where_the_snr_is_not():

@@ -137,7 +137,9 @@ def test_live_shipped_model_draws_the_same_in_diffusers(others, tmp_path):
     assert run("--to", "diffusers", tmp_path / "x", "--model", "emoji") == 0
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(str(tmp_path / "x"))
     pipe, seeds = Pipeline.load("emoji"), (0, 1)
-    noise = np.asarray(rng.normal_per_seed(rng.seed_keys(seeds), pipe.latent_shape))
+    noise = np.asarray(
+        rng.normal_per_seed(rng.seed_keys(seeds), pipe.trained.latent_shape)
+    )
     prompts, options = ["red heart"] * 2, dict(steps=STEPS, guidance=3.0)
     z, x = others.draw(theirs, noise, prompts=prompts, **options)
     *_, last = pipe.stream("red heart", seeds=seeds, **options)

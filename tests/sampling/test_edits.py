@@ -8,7 +8,7 @@ import pytest
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import edits
-from lDM_jax.sampling.edits import Edit, Timeline
+from lDM_jax.sampling.edits import Edit, EditedTrajectory
 from lDM_jax.sampling.request import Request
 from tests.tasks.test_tasks import HOLE, PICTURE, difference, drawn
 
@@ -26,33 +26,49 @@ def test_a_step_leads_on_to_as_many_branches_as_one_likes(pipe):
     again = list(pipe.resume(third))
     assert [step.step for step in again] == [4, 5, 6]
     np.testing.assert_array_equal(again[-1].z, steps[-1].z)
-    other = third._replace(plan=dataclasses.replace(third.plan))
+    other = dataclasses.replace(third)
     pipe.update(other, prompt="pizza")
     assert np.abs(list(pipe.resume(other))[-1].z - steps[-1].z).max() > 1e-3
-    # the branch left the plan of the others alone
+    # the branch left the step that it came from alone
     np.testing.assert_array_equal(list(pipe.resume(third))[-1].z, steps[-1].z)
 
 
-def test_a_timeline_draws_what_was_steered_bit_for_bit(pipe, tmp_path):
+def test_a_record_draws_what_was_steered_bit_for_bit(pipe):
     """Changed words, guidance and mask; through JSON and back."""
     start = Request(**COMMON, image=PICTURE, mask=HOLE, strength=0.9)
-    changes = {2: {"prompt": "pizza"}, 4: {"guidance": 1.5, "mask": HOLE.T}}
+    changes = {2: {"prompt": "pizza"}, 4: {"guidance": 1.5, "mask": HOLE[::-1]}}
     for step in pipe.stream(**vars(start)):
         if step.step in changes:
             pipe.update(step, **changes[step.step])
-    given = pipe.planner.canvas(step.plan.request)
-    steered = pipe.finish(step.z, step.plan.request, given)
-    spec = Timeline(start, [Edit(at, change) for at, change in changes.items()])
+    steered = pipe.finish(step)
+    spec = EditedTrajectory(start, [Edit(at, change) for at, change in changes.items()])
     stored = json.loads(json.dumps(spec.record()))
-    np.testing.assert_array_equal(edits.draw(pipe, edits.from_record(stored)), steered)
-    plain = Timeline(start)
-    assert difference(edits.draw(pipe, plain), steered) > 1
+    np.testing.assert_array_equal(
+        edits.replay(pipe, edits.from_record(stored)), steered
+    )
+    plain = EditedTrajectory(start)
+    assert difference(edits.replay(pipe, plain), steered) > 1
     assert spec.final.prompt == "pizza" and spec.final.guidance == 1.5
+
+
+@pytest.mark.parametrize("sampler", ["plms", "dpmpp_2m"])
+def test_a_branch_with_a_past_is_replayed_bit_for_bit(pipe, sampler):
+    """What the sampler remembers and forgets is the same live and from the record."""
+    options = dict(**COMMON, sampler=sampler)
+    branch = dataclasses.replace(list(pipe.stream(**options))[3])
+    pipe.update(branch, prompt="pizza")
+    fifth = next(pipe.resume(branch))
+    pipe.update(fifth, prompt="pizza")  # nothing new: nothing is forgotten
+    last = list(pipe.resume(fifth))[-1]
+    assert int(last.carry.age) == 2
+    made = [Edit(4, {"prompt": "pizza"}), Edit(5, {"prompt": "pizza"})]
+    found = edits.replay(pipe, EditedTrajectory(Request(**options), made))
+    np.testing.assert_array_equal(found, pipe.finish(last))
 
 
 def test_until_is_the_clean_estimate_of_an_earlier_step(pipe):
     steps = list(pipe.stream(**COMMON))
-    found = edits.draw(pipe, Timeline(Request(**COMMON), until=2))
+    found = edits.replay(pipe, EditedTrajectory(Request(**COMMON), until=2))
     np.testing.assert_array_equal(found, pipe.to_pixels(steps[1].z0_hat))
 
 

@@ -118,7 +118,7 @@ def test_one_step_works(pipe):
 
 
 def test_resolved_request_names_every_default(pipe):
-    request = pipe.resolved(Request(prompt="x"))
+    request = pipe.resolve(Request(prompt="x"))
     assert (request.sampler, request.steps, request.guidance) == ("ddim", 4, 3.0)
 
 

@@ -77,7 +77,7 @@ def test_a_model_that_guides_itself_is_not_guided(pipe):
     common = dict(label=3, seeds=[0, 1], steps=4)
     plain = pipe.sample(guidance=1.0, **common)
     assert difference(pipe.sample(autoguidance=4.0, **common), plain) <= 1
-    other = pipe.planner.guide
+    other = pipe.models.guide
     params = jax.tree.map(lambda x: 0.5 * x, other.params)
     guide = type(other)(other.config, other.model, params, other.frozen)
     guided = Pipeline(pipe.config, pipe.model, pipe.params, pipe.frozen, guide=guide)
@@ -156,4 +156,4 @@ def test_noise_is_bit_equal_alone_in_a_batch_and_on_eight_devices():
 
 def test_a_window_must_fit_the_network(pipe):
     with pytest.raises(UserError, match="multiples"):
-        pipe.resolved(Request(label=3, size_px=(64, 64), window_px=36))
+        pipe.resolve(Request(label=3, size_px=(64, 64), window_px=36))

@@ -16,7 +16,7 @@ from lDM_jax.diffusion.windows import in_windows, ramp
 from lDM_jax.from_config import networks
 from lDM_jax.models.layers import Attention, region_mask
 from lDM_jax.sampling import request as request_lib
-from lDM_jax.sampling.request import Canvas, Request
+from lDM_jax.sampling.request import Request, RequestPixels
 from tests.reference import rule
 from tests.sampling.test_pipeline import (
     difference,
@@ -206,7 +206,7 @@ def test_one_full_mask_in_windows_is_the_plain_prompt_in_windows(pipe):  # noqa:
 
 
 def test_region_maps():
-    given = Canvas(4, 8)
+    given = RequestPixels(4, 8)
     request = Request(
         "x", regions=[("a", (0.0, 0.0, 0.5, 1.0)), ("b", (0.5, 0, 0.25, 1))]
     )

@@ -86,7 +86,7 @@ def test_a_view_for_every_step_and_the_picture_of_sample_in_the_end(studio, sess
     assert difference(views[-1].pixels, pipe.sample(**common)[0]) <= 1
     record = session.current.record
     assert record.pop("model") == "toy"
-    drawn_again = edits.draw(pipe, edits.from_record(record))
+    drawn_again = edits.replay(pipe, edits.from_record(record))
     np.testing.assert_array_equal(drawn_again[0], views[-1].pixels)
 
 
@@ -279,7 +279,7 @@ def test_a_preset_is_drawn_by_the_page_and_by_the_library(studio, session):
     fields = json.loads(data)
     assert fields.pop("model") == "toy"
     pipe = studio.models["toy"].pipe
-    resolved = pipe.resolved(edits.from_record(fields).request)
+    resolved = pipe.resolve(edits.from_record(fields).request)
     assert difference(next(pipe.run(resolved)), view.pixels) <= 1
 
 

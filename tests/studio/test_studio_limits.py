@@ -109,7 +109,7 @@ def test_fields_out_of_bounds_are_refused(name):
     fields, words = RECORDS[name]
     data = png(request={"prompt": "x", **fields})
     with pytest.raises(UserError, match=words) as refused:
-        limits.checked_timeline(limits.record(data))
+        limits.checked_trajectory(limits.record(data))
     assert len(str(refused.value)) < 300
 
 
@@ -138,7 +138,7 @@ def test_a_record_of_ours_passes_with_its_pixels():
     mask = np.eye(32, dtype=np.int32)
     uri = pixels_lib.to_uri(mask)
     stored = {"prompt": "a", "seeds": [5, 6], "edits": [{"step": 2, "mask": uri}]}
-    way = limits.checked_timeline(json.loads(json.dumps(stored)))
+    way = limits.checked_trajectory(json.loads(json.dumps(stored)))
     assert way.request.seeds == (5,)
     np.testing.assert_array_equal(way.edits[0].changes["mask"], mask)
 

@@ -119,4 +119,4 @@ def test_a_new_condition_is_drawn_by_and_guided_by(task, monkeypatch):
     with pytest.raises(UserError, match="draws by brightness: give a label"):
         pipe.sample(**options)
     with pytest.raises(UserError, match=r"valid: 0 \.\. 100"):
-        pipe.resolved(Request(label=101))
+        pipe.resolve(Request(label=101))

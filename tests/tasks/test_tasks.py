@@ -140,9 +140,7 @@ def test_blending_holds_what_is_known(class_pipe):
     held = np.ones((8, 8), bool)
     held[2:5, 2:5] = False
     np.testing.assert_allclose(last.z[:, held], np.stack([z0[0][held]] * 2), atol=1e-5)
-    request = class_pipe.resolved(Request(**request))
-    given = class_pipe.planner.canvas(request)
-    assert difference(class_pipe.finish(last.z, request, given), found) <= 1
+    assert difference(class_pipe.finish(last), found) <= 1
 
 
 def test_the_course_changes_midway_without_a_new_program(class_pipe):
@@ -226,7 +224,7 @@ def test_a_batch_of_different_pictures_is_each_of_them_alone():
     """Image, mask and seed of every row are its own."""
     pipe = drawn("emoji_inpaint")
     rows = [
-        pipe.resolved(Request(image=picture, mask=mask, seeds=(seed,), steps=2))
+        pipe.resolve(Request(image=picture, mask=mask, seeds=(seed,), steps=2))
         for seed, (picture, mask) in enumerate(
             [
                 (PICTURE, HOLE),
@@ -308,7 +306,7 @@ def test_a_preset_holds_its_pixels_and_draws_the_same(class_pipe, tmp_path):
     regions = [("a dog", (0.0, 0.0, 0.5, 1.0)), ("a cat", HOLE)]
     stored = json.loads(json.dumps(Request("x", regions=regions).embedded().record()))
     maps = [
-        request_lib.region_maps(one, request_lib.Canvas(32, 32))
+        request_lib.region_maps(one, request_lib.RequestPixels(32, 32))
         for one in (Request("x", regions=regions), request_lib.from_record(stored))
     ]
     np.testing.assert_array_equal(*maps)
@@ -322,7 +320,7 @@ def test_a_preset_holds_its_pixels_and_draws_the_same(class_pipe, tmp_path):
 
 
 def test_labels_beyond_the_map_are_refused():
-    given = request_lib.Canvas(2, 2, segmentation=np.array([[0, 10], [0, 0]]))
+    given = request_lib.RequestPixels(2, 2, segmentation=np.array([[0, 10], [0, 0]]))
     with pytest.raises(UserError, match="labels up to 10; valid: 0 .. 9"):
         settings = Settings(size_px=2, num_classes=10)
         semantic.TASK.row(Request(), given, settings)

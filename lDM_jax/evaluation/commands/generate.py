@@ -130,7 +130,7 @@ def request_of(args: argparse.Namespace, pipe: Pipeline) -> tuple[Request, list[
             f"the task {pipe.task.name!r} draws from given pictures or layouts: its "
             "figures are another command's"
         )
-    request = pipe.resolved(
+    request = pipe.resolve(
         Request(
             prompt=prompts[0] if prompts else None,
             label=0 if draws_from == "classes" else None,

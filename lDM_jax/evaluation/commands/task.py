@@ -75,7 +75,7 @@ def draw(
     """One picture a dict of request fields, with the seeds from the first on: uint8."""
     drawing = options.sampling(args)
     requests = [
-        pipe.resolved(Request(seeds=(seed,), **one, **drawing))
+        pipe.resolve(Request(seeds=(seed,), **one, **drawing))
         for seed, one in enumerate(fields, first_seed)
     ]
     parts = []
