@@ -1,8 +1,8 @@
 """What training carries: `TrainState`, its averages, the loop's `Stage` contract."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax.core.arrays import Array, Scalars
+from lDM_jax.core.arrays import Array, Batch, Scalars
 from lDM_jax.core.errors import UserError
 
 
@@ -130,19 +130,26 @@ def start_from(state: Any, initial: dict) -> Any:
     return state.replace(**begun)
 
 
-class Stage(NamedTuple):
-    """What the loop needs of a stage, and nothing more.
+class Stage(Protocol):
+    """What the loop needs of a stage, and nothing more."""
 
-    init:     key -> TrainState
-    step:     (state, frozen, batch, key) -> (state, scalars); pure, jitted by the loop
-    preview:  (state, frozen, batch, key) -> {name: uint8 "H W 3"}; on the host
-    evaluate: (state, frozen, batches) -> {name: float}; on the host
-    """
+    def init(self, key: Array) -> TrainState:
+        """The state of step 0."""
 
-    init: Callable
-    step: Callable
-    preview: Callable
-    evaluate: Callable
+    def step(
+        self, state: Any, frozen: Any, batch: Batch, key: Array
+    ) -> tuple[Any, Scalars]:
+        """One update; pure, jitted by the loop."""
+
+    def preview(
+        self, state: Any, frozen: Any, batch: Batch, key: Array
+    ) -> dict[str, np.ndarray]:
+        """Images uint8 "H W 3" by name; on the host."""
+
+    def evaluate(
+        self, state: Any, frozen: Any, batches: Iterable[Batch]
+    ) -> dict[str, float]:
+        """Figures of held-out batches; on the host."""
 
 
 def ema_update(ema: Any, params: Any, decay: float, step: int | Array) -> Any:

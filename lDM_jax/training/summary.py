@@ -24,30 +24,27 @@ from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.sharding import sharding_table, state_sharding
-from lDM_jax.diffusion.codec import Codec
-from lDM_jax.from_config import networks
-from lDM_jax.models.autoencoder import Identity
-from lDM_jax.models.lpips import LPIPS
-from lDM_jax.tasks import task as task_lib
+from lDM_jax.from_config import abstract
 from lDM_jax.training import build, flops
-from lDM_jax.training.state import TrainState, with_profiles
+from lDM_jax.training.build import AbstractRun
+from lDM_jax.training.state import TrainState
 
 WIDTH = 88
+TIME = jax.ShapeDtypeStruct((1,), jnp.int32)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Figures:
     """What there is to tell of one config.
 
-    state: abstract `TrainState`; player: the discriminator's, or None; frozen: trees of
-    parameters by name; passes: (name, forward passes an image, FLOPs of one).
+    state: abstract, what training carries; frozen: trees of parameters by name; passes:
+    (name, forward passes an image, FLOPs of one).
     """
 
     shape_lines: list[str]
     state: TrainState
-    player: Any = None
-    frozen: dict[str, Any] = dataclasses.field(default_factory=dict)
-    passes: list[tuple[str, float, int]] = dataclasses.field(default_factory=list)
+    frozen: dict[str, Any]
+    passes: list[tuple[str, float, int]]
 
 
 def summary(config: ConfigDict) -> str:
@@ -74,13 +71,14 @@ def summary(config: ConfigDict) -> str:
 
 
 def figures_of(config: ConfigDict) -> Figures:
-    """The figures of either stage."""
+    """The figures of a stage of either kind."""
+    run = build.abstract_run(config)
     kinds = {
         "autoencoder": autoencoder_figures,
         "diffusion": diffusion_figures,
         "classifier": classifier_figures,
     }
-    return networks.lookup(kinds, config.stage, "config.stage")(config)
+    return kinds[config.stage](config, run)
 
 
 def training_flops(config: ConfigDict, devices: Any) -> float:
@@ -90,136 +88,95 @@ def training_flops(config: ConfigDict, devices: Any) -> float:
     return float(sum(times * count for _, times, count in figures_of(config).passes))
 
 
-def autoencoder_figures(config: ConfigDict) -> Figures:
+def autoencoder_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """Stage 1: autoencoder, discriminator, LPIPS."""
-    network = networks.autoencoder(config.autoencoder)
-    networks.check_pixels(config, network.factor)
-    optimizer = build.optimizer(config)
-    x = floats(1, config.data.size_px, config.data.size_px, network.image_channels)
-    params = jax.eval_shape(network.init, random_key(), x)
+    stage, state, x = run.stage, run.state, run.batch["image"]
+    network, batch_size = stage.network, config.train.batch_size
     moments = jax.eval_shape(
-        lambda params, x: network.apply(params, x, method="moments"), params, x
+        lambda params, x: network.apply(params, x, method="moments"), state.params, x
     )
-    batch = config.train.batch_size
-    found = Figures(
-        [
-            f"image {rows(batch, x)} -> moments {rows(batch, moments)}, "
-            f"f = {network.factor}"
-        ],
-        state=train_state(params, optimizer),
-        passes=[("autoencoder", 3, flops.count(network.apply, params, x))],
-    )
-    adversary = build.adversary(config)
-    if adversary is not None:
-        found.player = jax.eval_shape(adversary.init, random_key(), x)
-        variables = found.player.variables
-        found.shape_lines.append(
+    lines = [
+        f"image {rows(batch_size, x)} -> moments {rows(batch_size, moments)}, "
+        f"f = {network.factor}"
+    ]
+    passes = [("autoencoder", 3, flops.count(network.apply, state.params, x))]
+    if stage.adversary is not None:
+        variables = state.discriminator.variables
+        lines.append(
             f"discriminator: {size(variables['params']) / 1e6:.3f}M parameters beside "
-            f"these, awake from step {adversary.start_steps}"
+            f"these, awake from step {stage.adversary.start_steps}"
         )
-        found.passes.append(
-            ("discriminator", 7, flops.count(adversary.network.apply, variables, x))
-        )
-    if config.loss.perceptual_weight:
-        lpips = LPIPS()
-        found.frozen["LPIPS"] = jax.eval_shape(lpips.init, random_key(), x, x)
-        pair = flops.count(lpips.apply, found.frozen["LPIPS"], x, x)
-        found.passes.append(("LPIPS", 3, pair // 2))
-    return found
+        judge = stage.adversary.network.apply
+        passes.append(("discriminator", 7, flops.count(judge, variables, x)))
+    if "lpips" in run.frozen:
+        compare = stage.objective.perceptual.apply
+        pair = flops.count(compare, run.frozen["lpips"], x, x)
+        passes.append(("LPIPS", 3, pair // 2))
+    return Figures(lines, state, named(run.frozen), passes)
 
 
-def diffusion_figures(config: ConfigDict) -> Figures:
+def diffusion_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """Stage 2: UNet and conditioner, first stage, text tower."""
-    codec = networks.abstract_codec(config)
-    networks.check_pixels(config, codec.factor)
-    optimizer = build.optimizer(config)
-    side, batch_size = config.data.size_px, config.train.batch_size
-    model = networks.model(config, codec)
-    tokenizer, task = networks.tokenizer(config), task_lib.get_task(config.task)
-    condition = task_lib.example_shapes(
-        task, tokenizer, rows=1, size_px=side, factor=config.low_res.factor
-    )
-    z = floats(1, *codec.latent_shape(side, side))
-    params = jax.eval_shape(model.init, random_key(), condition, z)
-    batch = {"image": floats(1, side, side, 3), **condition}
-
-    frozen = {"first_stage": codec_params(codec, batch["image"])}
-    for tower in model.towers:
-        tokens = condition[tower.reads]
-        frozen[tower.name] = jax.eval_shape(tower.network.init, random_key(), tokens)
-    cond = jax.eval_shape(model.condition, params, frozen, batch)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    passes = [("UNet", 3, flops.count(model.denoise, params, z, t, cond))]
+    model, frozen, state = run.stage.model, run.frozen, run.state
+    side, batch_size, z = config.data.size_px, config.train.batch_size, latents(run)
+    image = abstract.images(config)
+    batch = {"image": image, **run.batch}
+    cond = jax.eval_shape(model.condition, state.params, frozen, batch)
+    passes = [("UNet", 3, flops.count(model.denoise, state.params, z, TIME, cond))]
 
     # What conditions is frozen up to the conditioner, which trains.
-    encode = flops.count(codec.moments, frozen["first_stage"], batch["image"])
-    encoded = (not config.data.cache_latents) + ("mask" in condition)
-    fixed = encode * ("mask" in condition)
+    encode = flops.count(model.codec.moments, frozen["first_stage"], image)
+    fixed = encode * ("mask" in batch)
     for tower in model.towers:
-        read = flops.count(
-            tower.network.apply, frozen[tower.name], condition[tower.reads]
-        )
+        apply, tokens = tower.network.apply, batch[tower.reads]
+        read = flops.count(apply, frozen[tower.name], tokens)
         fixed += read
-        passes.append(("text tower", 1, read))
-    whole = flops.count(model.condition, params, frozen, batch)
+        passes.append(("text tower", int(tower.writes not in batch), read))
+    whole = flops.count(model.condition, state.params, frozen, batch)
     passes.append(("conditioner", 3, whole - fixed))
+    encoded = ("moments" not in batch) + ("mask" in batch)
     passes.append(("first stage's encoder", encoded, encode))
     lines = [
         f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
     ]
     lines += [
         f"{name} {rows(batch_size, row)}"
-        for name, row in condition.items()
+        for name, row in run.stage.conditions.items()
         if name != "image"
     ]
-    names = {"first_stage": "first stage", "text": "text tower"}
-    return Figures(
-        lines,
-        state=train_state(params, optimizer, len(config.train.get("ema_stds", ()))),
-        frozen={names[name]: tree for name, tree in frozen.items() if size(tree)},
-        passes=[entry for entry in passes if entry[1] * entry[2]],
-    )
+    return Figures(lines, state, named(frozen), counted(passes))
 
 
-def classifier_figures(config: ConfigDict) -> Figures:
+def classifier_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """The classifier of noisy latents, and the first stage."""
-    codec, network = networks.abstract_codec(config), networks.classifier(config)
-    networks.check_pixels(config, codec.factor)
-    side, batch_size = config.data.size_px, config.train.batch_size
-    z = floats(1, *codec.latent_shape(side, side))
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    params = jax.eval_shape(network.init, random_key(), z, t)
-    image = floats(1, side, side, 3)
-    first_stage = codec_params(codec, image)
-    encode = flops.count(codec.moments, first_stage, image)
-    encoded = int(not config.data.cache_latents)
+    stage, state, z = run.stage, run.state, latents(run)
+    first_stage, image = run.frozen["first_stage"], abstract.images(config)
+    encode = flops.count(stage.codec.moments, first_stage, image)
+    encoded = int("moments" not in run.batch)
     passes = [
-        ("classifier", 3, flops.count(network.apply, params, z, t)),
+        ("classifier", 3, flops.count(stage.network.apply, state.params, z, TIME)),
         ("first stage's encoder", encoded, encode),
     ]
-    return Figures(
-        [f"latents {rows(batch_size, z)} -> {config.num_classes} classes"],
-        state=train_state(params, build.optimizer(config)),
-        frozen={"first stage": first_stage} if size(first_stage) else {},
-        passes=[entry for entry in passes if entry[1] * entry[2]],
-    )
+    lines = [
+        f"latents {rows(config.train.batch_size, z)} -> {config.num_classes} classes"
+    ]
+    return Figures(lines, state, named(run.frozen), counted(passes))
 
 
-def codec_params(codec: Codec, image: Any) -> dict:
-    """The first stage's abstract parameters; none for pixels."""
-    if isinstance(codec.autoencoder, Identity):
-        return {}
-    return jax.eval_shape(codec.autoencoder.init, random_key(), image)
+def latents(run: AbstractRun) -> jax.ShapeDtypeStruct:
+    """One row of latents."""
+    return abstract.floats(1, *run.stage.latent_shape)
 
 
-def random_key() -> Any:
-    """An abstract random key."""
-    return jax.eval_shape(lambda: jax.random.key(0))
+def named(frozen: dict[str, Any]) -> dict[str, Any]:
+    """The frozen networks that have parameters, under names for people."""
+    names = {"first_stage": "first stage", "text": "text tower", "lpips": "LPIPS"}
+    return {names.get(n, n): tree for n, tree in frozen.items() if size(tree)}
 
 
-def floats(*shape: int) -> jax.ShapeDtypeStruct:
-    """An abstract f32 array."""
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+def counted(passes: list) -> list:
+    """The passes that cost something."""
+    return [entry for entry in passes if entry[1] * entry[2]]
 
 
 def rows(count: int, row: Any) -> tuple[int, ...]:
@@ -230,15 +187,6 @@ def rows(count: int, row: Any) -> tuple[int, ...]:
 def size(tree: Any) -> int:
     """Elements of all arrays."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def train_state(params: dict, optimizer: Any, profiles: int = 0) -> TrainState:
-    """The abstract state that training would carry, with that many more averages."""
-
-    def create(params):
-        return with_profiles(TrainState.create(params, optimizer), profiles)
-
-    return jax.eval_shape(create, params)
 
 
 def config_lines(config: ConfigDict) -> list[str]:
@@ -271,14 +219,16 @@ def parameter_table(params: dict) -> list[str]:
 def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
     """Memory of the training state and of frozen networks on each device."""
     mesh = planned_mesh(config.mesh)
+    state = dict(vars(figures.state))
     params, ema, rest = (
         bytes_a_device(tree, mesh)
         for tree in (
-            figures.state.params,
-            (figures.state.ema, getattr(figures.state, "profiles", ())),
-            (figures.state.opt_state, figures.player),
+            state.pop("params"),
+            (state.pop("ema"), state.pop("profiles", ())),
+            state,
         )
     )
+    game = ", discriminator" * bool(state.get("discriminator"))
     frozen = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(figures.frozen)
@@ -287,14 +237,14 @@ def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
         "parameters": params,
         "EMA": ema,
         "gradients": params,
-        "moments, discriminator" if figures.player else "moments": rest,
+        f"moments{game}": rest,
         "frozen": frozen,
     }
-    shown = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
+    text = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
     total, pieces = gib(sum(parts.values())), mesh.shape["fsdp"]
     return [
         f"memory a device without activations: {total} GiB (state over fsdp={pieces})",
-        *textwrap.wrap(shown, WIDTH, initial_indent="    ", subsequent_indent="    "),
+        *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
 
 
@@ -334,10 +284,10 @@ def gib(count: int) -> str:
 def flops_lines(passes: list[tuple[str, float, int]]) -> list[str]:
     """Training FLOPs of one image, and of which passes."""
     total = sum(times * count for _, times, count in passes)
-    shown = ", ".join(
+    text = ", ".join(
         f"{name} {times} x {count / 1e9:.4g}" for name, times, count in passes
     )
     return [
         f"training FLOPs an image: {total / 1e9:.4g} G (forward passes x GFLOP)",
-        *textwrap.wrap(shown, WIDTH, initial_indent="    ", subsequent_indent="    "),
+        *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]

@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec as P
 from lDM_jax.core.sharding import make_mesh
 from lDM_jax.from_config.config_file import read_config
 from lDM_jax.tools.compile_report import (
-    abstract,
     collectives,
     compile_sampler,
     does_not_fit,
     report,
     shape_bytes,
 )
+from lDM_jax.training.build import abstract_run
 
 ROOT = Path(__file__).parents[2]
 HLO = """
@@ -94,7 +94,7 @@ def test_a_sampler_without_a_condition_has_rows_to_draw():
     """Of cached latents a batch has nothing else than what is not sampled from."""
     config = read_config("configs/emoji_unconditional.py:smoke", [])
     config.data.cache_latents = True
-    compiled = compile_sampler(abstract(config), make_mesh(), 8)
+    compiled = compile_sampler(abstract_run(config), make_mesh(), 8)
     drawn = jax.tree.leaves(compiled.out_info)[0]
     assert drawn.shape[0] == 8
 
