@@ -55,7 +55,8 @@ from lDM_jax.from_config.abstract import random_key
 from lDM_jax.models import cpu_kernels
 from lDM_jax.training import flops as flop_counts
 from lDM_jax.training.build import AbstractRun, abstract_run
-from lDM_jax.training.update_guard import Guard, Limits, jit_update
+from lDM_jax.training.settings import loop_settings
+from lDM_jax.training.update_guard import Guard, jit_update
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def compile_training(
     root = jax.random.key(0)
     state = what.state
     shardings = state_sharding(mesh, state)
-    limits = Limits(config.train.max_skipped_steps, config.train.skip_spike_sigmas)
+    limits = loop_settings(config).limits
     update = jit_update(what.stage, mesh, shardings, root=root, limits=limits)
     whole = replicated(mesh)
     return update.lower(
