@@ -25,6 +25,7 @@ from lDM_jax.tools.compile_report import (
     report,
     shape_bytes,
 )
+from lDM_jax.training import experiment
 from lDM_jax.training.build import abstract_run
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,41 @@ def call(*flags):
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("kl_f8", ["train.ema_std=0.1"]),
+        ("vq_f4", ["loss.codebook_decay=0.99", "train.ema_std=0.1"]),
+        ("emoji", ["train.ema_stds=(0.05, 0.1)", "data.cache_latents=False"]),
+        ("emoji_class", ["train.ema_std=0.1", "loss.log_variance=True"]),
+        ("emoji_classifier", ["train.ema_std=0.1"]),
+    ],
+)
+def test_what_is_compiled_is_what_train_runs(config, changes):
+    """State, frozen networks and batch by shape; the step by its program's text."""
+    config = read_config(f"configs/{config}.py:smoke", changes)
+    made = experiment.make(config)
+    batch = next(made.iterator)
+    made.iterator.close()
+    run, key = abstract_run(config), jax.random.key(0)
+    state = jax.eval_shape(made.stage.init, key)
+    assert shapes(run.state) == shapes(state)
+    assert shapes(run.frozen) == shapes(made.frozen)
+    assert shapes(run.batch) == shapes({n: v[:1] for n, v in batch.items()})
+    shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    ours, theirs = (
+        jax.jit(stage.step).lower(run.state, run.frozen, shape, key).as_text()
+        for stage in (run.stage, made.stage)
+    )
+    assert ours == theirs
+
+
+def shapes(tree):
+    """(structure, shapes and types) of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def test_a_sampler_without_a_condition_has_rows_to_draw():
