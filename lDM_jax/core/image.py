@@ -23,8 +23,12 @@ from PIL import (
     UnidentifiedImageError,
 )
 
+from lDM_jax.core.files import replacing
+
 REQUEST_KEY = "lDM_jax"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # of these, lower case
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -248,13 +252,8 @@ def write_png(
     Raises OSError when the folder is missing, not writable or the disk is full; then
     no half-written file is left.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         save_png(partial, pixels, request=request)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_png(
@@ -282,8 +281,7 @@ def write_animation(
     durations = [frame_ms] * len(rest) + [20 * frame_ms]
     kind = formats[path.suffix.lower()]
     options = {"lossless": True} if kind == "WEBP" else {}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         first.save(
             partial,
             format=kind,
@@ -293,9 +291,6 @@ def write_animation(
             loop=0,
             **options,
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_request(path: str | os.PathLike) -> dict | None:

@@ -12,7 +12,6 @@ and the first joins them when all are there, reading one part at a time.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 
 from lDM_jax.core.distributed import is_first, together
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.files import write_json
+from lDM_jax.core.files import replacing, write_json
 from lDM_jax.core.sharding import batch_sharding, make_mesh, replicated
 from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.pipeline import Pipeline
@@ -139,30 +138,23 @@ def prepare(folder: Path, record: dict) -> None:
 
 def write_part(file: Path, pictures: np.ndarray) -> None:
     """Write atomically."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with open(partial, "wb") as stream:
-            np.save(stream, pictures)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial:
+        np.save(partial, pictures)
 
 
 def join(folder: Path, path: Path, count: int, labels: np.ndarray | None) -> None:
     """All parts as one npz, in memory one at a time."""
-    files = sorted(folder.glob("*.npy"))
+    files = sorted(folder.glob("[0-9]*.npy"))
     shape = (count, *np.load(files[0], mmap_mode="r").shape[1:])
-    partial = path.with_name(f".{path.name}.partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz:
-            with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array_header_1_0(stream, header)
-                for file in files:
-                    stream.write(np.ascontiguousarray(np.load(file)).tobytes())
-            if labels is not None:
-                with npz.open("arr_1.npy", "w") as stream:
-                    np.lib.format.write_array(stream, labels)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz,
+    ):
+        with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for file in files:
+                stream.write(np.ascontiguousarray(np.load(file)).tobytes())
+        if labels is not None:
+            with npz.open("arr_1.npy", "w") as stream:
+                np.lib.format.write_array(stream, labels)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.files import ASSETS
+from lDM_jax.core.files import ASSETS, replacing
 from lDM_jax.weights import torch_file
 from lDM_jax.weights.name_maps import Lazy, as_lazy
 from lDM_jax.weights.name_maps import Path as Names
@@ -166,16 +166,12 @@ def write_tensors(
         header["__metadata__"] = metadata
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
+    with replacing(file) as partial:
         with partial.open("wb") as stream:
             stream.write(struct.pack("<Q", len(text)) + text)
             for lazy in tensors.values():
                 stream.write(little_endian(lazy, dtype))
         partial.chmod(0o644)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def little_endian(lazy: Lazy, dtype: np.dtype) -> memoryview:
