@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-# No TPU is looked for: the compiler alone is wanted. Must be set before jax starts.
+# No TPU is looked for: only the compiler is needed. Must be set before jax starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -166,19 +166,19 @@ def report(compiled: Any) -> list[str]:
         f"{gib(fresh)}, temporary {gib(temporary)}, code {gib(code)}"
     ]
     cost = compiled.cost_analysis() or {}
-    shown = []
+    estimates = []
     for key, name, unit, scale in (
         ("flops", "FLOPs", "T", 1e12),
         ("bytes accessed", "bytes moved", "GB", 1e9),
         ("optimal_seconds", "optimal", "ms", 1e-3),
     ):
         if cost.get(key, 0) > 0:
-            shown.append(f"{name} {cost[key] / scale:.4g} {unit}")
-    lines.append(f"  a chip and call: {', '.join(shown) or 'no estimate'}")
-    found = collectives(compiled.as_text())
-    for kind, (count, size) in found.items():
+            estimates.append(f"{name} {cost[key] / scale:.4g} {unit}")
+    lines.append(f"  a chip and call: {', '.join(estimates) or 'no estimate'}")
+    kinds = collectives(compiled.as_text())
+    for kind, (count, size) in kinds.items():
         lines.append(f"  {kind:<20}{count:>6} x, {size / 2**20:>10.1f} MiB of results")
-    if not found:
+    if not kinds:
         lines.append("  no collectives")
     return lines
 
@@ -191,16 +191,16 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     """
     kinds = "|".join(COLLECTIVES)
     pattern = re.compile(rf"= (.+?) ({kinds})(-start)?\(")
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for line in text.splitlines():
         match = pattern.search(line)
         if match is None:
             continue
         sizes = [shape_bytes(*shape) for shape in SHAPE.findall(match[1])]
         size = max(sizes, default=0) if match[3] else sum(sizes)
-        count, total = found.get(match[2], (0, 0))
-        found[match[2]] = count + 1, total + size
-    return dict(sorted(found.items()))
+        count, total = totals.get(match[2], (0, 0))
+        totals[match[2]] = count + 1, total + size
+    return dict(sorted(totals.items()))
 
 
 SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
@@ -240,13 +240,13 @@ def devices_of(topology: str) -> Sequence[Any]:
             "environment of its own (with libtpu installed JAX looks for a TPU)"
         ) from None
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        target = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # XLA's errors share no class
         line = " ".join(str(error).split())[:200]
         raise UserError(
             f"--topology={topology}: {line}; e.g. v5e:4x4, v5p:2x2x2"
         ) from None
-    return found.devices
+    return target.devices
 
 
 def run(

@@ -2,8 +2,8 @@
 
     d/dp mean_i l_i = 1/n sum_j d/dp mean_{i in part j} l_i      (n equal parts)
 
-What is random of a row is drawn before, for the whole batch, and travels with the row:
-the parts see the noise that the whole batch would have seen. Owns the split and the
+What is random of a row is sampled for the whole batch and travels with the row: the
+parts see the noise that the whole batch would have seen. Owns the split and the
 sum; what a row is and what a loss is belong to the stages.
 """
 
@@ -49,7 +49,7 @@ def in_parts(function: Callable, rows: Any, parts: int) -> Any:
 def mean_of_parts(function: Callable, rows: Any, parts: int) -> Any:
     """The mean over the parts of function(rows, index), a tree of arrays.
 
-    index i32 "": the number of the part, for keys of what is drawn inside (dropout).
+    index i32 "": the number of the part, for keys of its dropout.
     With one part this is plainly the function.
     """
     if parts == 1:

@@ -121,8 +121,8 @@ class DiffusionStage:
         figures = {name: float(value / rows.sum()) for name, value in figures.items()}
         with np.errstate(invalid="ignore"):
             means = time_errors(times[0] / times[1])
-        known = {name: float(v) for name, v in means.items() if np.isfinite(v)}
-        return figures | known  # few rows leave some times without one
+        finite = {name: float(v) for name, v in means.items() if np.isfinite(v)}
+        return figures | finite  # few rows leave some times without one
 
     def sample(self, params, frozen, batch: Batch, keys: Array) -> Array:
         """Pixels f32 "b H W 3" of one trajectory each, as `previews` say; pure.

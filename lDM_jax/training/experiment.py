@@ -1,8 +1,8 @@
 """A config -> what the loop trains: data, stage, frozen networks.
 
 Owns the order in which these are made, and the latent scale that is measured where
-nobody knows it. Data sets are `datasets`' affair, latents that are encoded before
-training those of `latents`, networks `build`'s.
+nobody knows it. Data sets come from `datasets`, latents that are encoded before
+training from `encode_latents`, stages from `build`.
 """
 
 import dataclasses
@@ -83,8 +83,8 @@ def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment
     """
     if config.train.batch_size < 1:
         raise UserError(f"config.train.batch_size = {config.train.batch_size} < 1")
-    kinds = {"autoencoder": _autoencoder, "diffusion": _second_stage}
-    kinds["classifier"] = _second_stage
+    kinds = dict.fromkeys(build.SECOND_STAGES, _second_stage)
+    kinds["autoencoder"] = _autoencoder
     kind = networks.lookup(kinds, config.stage, "config.stage")
     return kind(resolve(config), workdir)
 
@@ -137,7 +137,7 @@ def pictures(config: ConfigDict, workdir: str | Path | None = None) -> Rows:
 def in_memory(config: ConfigDict, codec: Codec, params, workdir=None) -> Rows:
     """The whole data set encoded now, held in memory.
 
-    What is random in the transform is drawn config.data.cache_draws times.
+    What is random in the transform is sampled config.data.cache_draws times.
     """
     encode_latents.check_task(config)
     encoded, draws = [], encode_latents.draws_of(config)
@@ -227,21 +227,21 @@ def initial_params(config: ConfigDict, stage: Stage) -> dict:
         return {}
     _, params = networks.load_trained(section.path)
     abstract = jax.eval_shape(stage.init, jax.random.key(0)).params
-    wanted, given = (flatten_dict(tree, sep="/") for tree in (abstract, params))
+    expected, stored = (flatten_dict(tree, sep="/") for tree in (abstract, params))
     for name in section.only:
-        if not any(inside(path, (name,)) for path in wanted):
+        if not any(inside(path, (name,)) for path in expected):
             raise UserError(
                 f"config.init_from.only: nothing lies below {name!r}; the network has "
-                + ", ".join(sorted({path.split("/")[0] for path in wanted}))
+                + ", ".join(sorted({path.split("/")[0] for path in expected}))
             )
     if section.only:
-        wanted, given = (
+        expected, stored = (
             {path: leaf for path, leaf in tree.items() if inside(path, section.only)}
-            for tree in (wanted, given)
+            for tree in (expected, stored)
         )
-    weights_directory.check_cover(given, wanted, what=section.path)
-    log.info("starting from %s: %d of its arrays", section.path, len(given))
-    return given
+    weights_directory.check_cover(stored, expected, what=section.path)
+    log.info("starting from %s: %d of its arrays", section.path, len(stored))
+    return stored
 
 
 def inside(path: str, roots: Sequence[str]) -> bool:

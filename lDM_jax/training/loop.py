@@ -99,7 +99,7 @@ def train(
                 # 4. a run that the guard has ended saves nothing as if it were well
                 recorder.record(pending, check=True)
                 pending = figures = None
-                storage.check()
+                storage.checkpoints.check()
                 if due.measures and settings.keep.best and not stopping:
                     figures = measure(experiment, state, frozen, due)
                 # 5. checkpoint, at the last step and on a signal always
@@ -115,7 +115,7 @@ def train(
                 if due.looks or done == last:
                     recorder.report()
                 recorder.restart_clock(done)
-            storage.wait()
+            storage.checkpoints.wait()
         except Diverged as trouble:
             storage.end(trouble, done, state, guard)
     if stopping:
@@ -161,13 +161,10 @@ class Storage:
             self.save_averages(stored.step, stored.state)
         return stored.state, put_replicated(mesh, guard), stored.step
 
-    def check(self) -> None:
-        """Raise what a save in the background has met."""
-        self.checkpoints.check()
-
     def save(self, step: int, state, guard, due: Due, figures: dict | None) -> None:
         """What is due. UserError if the best checkpoint's metric is not measured."""
-        if figures and self.settings.measures_all(due):
+        judges = due.judges or not self.settings.judge_every_steps
+        if figures and due.evaluates and judges:  # every figure that there ever is
             self.settings.keep.check(figures)
         if due.saves:
             self.directory.check()
@@ -185,21 +182,18 @@ class Storage:
 
     def end(self, trouble: Diverged, step: int, state, guard) -> None:
         """Save the state for the post-mortem and raise UserError."""
-        self.wait()
-        kept = Checkpoints(self.directory.path, keep=Keep(1), folder=POST_MORTEM)
-        self._write(kept, step, state, guard)
-        kept.close()
+        self.checkpoints.wait()
+        remains = Checkpoints(self.directory.path, keep=Keep(1), folder=POST_MORTEM)
+        self._write(remains, step, state, guard)
+        remains.close()
         steps = self.checkpoints.steps()
         before = f"step {steps[-1]}" if steps else "no step yet"
         raise UserError(
             f"{trouble}; the state before these updates is in "
-            f"{kept.folder / str(step)}, the last checkpoint is of {before}; lower the "
-            "learning rate, clip gradients (optimizer.clip_norm), or look at the data"
+            f"{remains.folder / str(step)}, the last checkpoint is of {before}; lower "
+            "the learning rate, clip gradients (optimizer.clip_norm), or look at the "
+            "data"
         )
-
-    def wait(self) -> None:
-        """Until what is being saved is on the disk."""
-        self.checkpoints.wait()
 
     def close(self) -> None:
         """Close both, whatever happens."""

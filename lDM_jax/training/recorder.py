@@ -69,9 +69,9 @@ class Recorder:
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if line and step_of(line) <= step]
+        earlier = [line for line in lines if line and step_of(line) <= step]
         with replacing(self.metrics) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.write_text("".join(f"{line}\n" for line in earlier))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -153,17 +153,15 @@ class Recorder:
 
     def _use(self, rate: float) -> dict[str, float]:
         """MFU and memory where they are known; the compile time once."""
-        found = {}
+        use = {}
         if self.image_flops and self.peak:
-            found["mfu"] = (
-                rate * self.settings.batch_size * self.image_flops / self.peak
-            )
+            use["mfu"] = rate * self.settings.batch_size * self.image_flops / self.peak
         statistics = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in statistics:
-            found["memory_gib"] = statistics["peak_bytes_in_use"] / 2**30
+            use["memory_gib"] = statistics["peak_bytes_in_use"] / 2**30
         if self.compile_secs:
-            found["compile_secs"], self.compile_secs = self.compile_secs, 0.0
-        return found
+            use["compile_secs"], self.compile_secs = self.compile_secs, 0.0
+        return use
 
     def line(self, step: int, values: dict[str, float], speed: dict[str, float]) -> str:
         """`step  120/2500 loss 0.1423 gnorm 0.61 3.21 it/s 205 img/s wait 0% eta ...`.
@@ -177,11 +175,11 @@ class Recorder:
         hidden = {*first, *(name for name in values if "/" in name)}
         hidden |= {"skipped"} if not values.get("skipped") else set()
         names = first + sorted(values.keys() - hidden)
-        shown = "".join(f" {name} {values[name]:<8.4g}" for name in names)
+        text = "".join(f" {name} {values[name]:<8.4g}" for name in names)
         left = duration((total - step) / rate) if rate else "?"
         mfu = f" mfu {speed['mfu']:.2f}" if "mfu" in speed else ""
         return (
-            f"{head}{shown} {rate:.2f} it/s {speed['images_per_sec']:.0f} img/s "
+            f"{head}{text} {rate:.2f} it/s {speed['images_per_sec']:.0f} img/s "
             f"wait {speed['input_wait']:.0%}{mfu} eta {left}"
         )
 
@@ -189,8 +187,8 @@ class Recorder:
         """Log what the stage measured on held-out data."""
         if self.board is None:
             return
-        shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        log.info("held out at step %d: %s", step, shown)
+        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.info("held out at step %d: %s", step, text)
         named = {f"eval_{name}": value for name, value in figures.items()}
         self._append("eval", step, named)
 
@@ -221,7 +219,7 @@ class Board:
     """TensorBoard's event file, written in this thread.
 
     tensorboardX's own SummaryWriter gives events to a thread through a queue of ten: on
-    a full disk the thread dies, and the eleventh event waits for ever.
+    a full disk the thread dies, and the eleventh event waits forever.
     """
 
     def __init__(self, folder: Path, start: int):

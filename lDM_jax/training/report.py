@@ -21,7 +21,7 @@ from lDM_jax.core import image
 from lDM_jax.core.files import replacing
 
 MOST_PREVIEWS, PREVIEW_PX, QUALITY = 24, 256, 80
-# (title, pattern of the metrics drawn together); what matches none has its own chart.
+# (title, pattern of the metrics of one chart); what matches none has its own chart.
 CHARTS = (
     ("Loss", r"(eval_)?loss"),
     ("Error by time t / T", r"error/.*"),
@@ -196,8 +196,8 @@ def binned(series: Series) -> list[tuple[float, float]]:
     points = []
     for start in range(0, len(series), size):
         group = series[start : start + size]
-        known = [v for _, v in group if v is not None and math.isfinite(v)]
-        points.append((group[-1][0], sum(known) / len(known) if known else math.nan))
+        finite = [v for _, v in group if v is not None and math.isfinite(v)]
+        points.append((group[-1][0], sum(finite) / len(finite) if finite else math.nan))
     return points
 
 

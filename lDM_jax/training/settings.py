@@ -73,10 +73,6 @@ class LoopSettings:
             at(self.judge_every_steps),
         )
 
-    def measures_all(self, due: Due) -> bool:
-        """Whether every figure that the run ever measures is due."""
-        return due.evaluates and (due.judges or not self.judge_every_steps)
-
 
 def loop_settings(config: ConfigDict, *, judged: bool = False) -> LoopSettings:
     """The settings in config.train; judged: whether samples can be measured at all.
@@ -92,16 +88,11 @@ def loop_settings(config: ConfigDict, *, judged: bool = False) -> LoopSettings:
     averages = 0  # only second stages have averages for `training.posthoc_ema`
     if train.get("ema_stds", ()):
         averages = train.ema_snapshot_every_steps or train.checkpoint_every_steps
+    names = {field.name for field in dataclasses.fields(LoopSettings)}
     return LoopSettings(
+        **{name: value for name, value in train.items() if name in names},
         seed=config.seed,
-        batch_size=train.batch_size,
-        num_steps=train.num_steps,
-        accumulate_steps=train.accumulate_steps,
-        log_every_steps=train.log_every_steps,
-        preview_every_steps=train.preview_every_steps,
-        eval_every_steps=train.eval_every_steps,
         judge_every_steps=train.fd_every_steps if judged else 0,
-        checkpoint_every_steps=train.checkpoint_every_steps,
         averages_every_steps=averages,
         limits=Limits(train.max_skipped_steps, train.skip_spike_sigmas),
         keep=Keep(
@@ -111,5 +102,4 @@ def loop_settings(config: ConfigDict, *, judged: bool = False) -> LoopSettings:
             metric=train.best_metric,
             mode=train.best_mode,
         ),
-        wandb=train.wandb,
     )

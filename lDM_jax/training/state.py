@@ -16,7 +16,7 @@ from lDM_jax.core.errors import UserError
 
 @flax.struct.dataclass
 class TrainState:
-    """step i32 "" (updates done), params, their EMA, and the optimiser's state."""
+    """step i32 "" (updates done), params, their EMA, and the optimizer's state."""
 
     step: jax.Array
     params: Any
@@ -55,7 +55,7 @@ class Averages:
     """The averages of the parameters that a state carries.
 
     decay, std: of `ema`, see `averaging`. stds: of the profiles, power functions of
-    these widths, from which `training.posthoc` makes others after the run.
+    these widths, from which `training.posthoc_ema` makes others after the run.
     """
 
     decay: float = 0.9999
@@ -65,13 +65,13 @@ class Averages:
     def update(self, state: TrainState, params: Any) -> dict:
         """{"ema": ...} and, where the state has them, {"profiles": ...}."""
         step = state.step + 1
-        found = {"ema": averaging(self.decay, self.std)(state.ema, params, step)}
+        averages = {"ema": averaging(self.decay, self.std)(state.ema, params, step)}
         if self.stds:
-            found["profiles"] = tuple(
+            averages["profiles"] = tuple(
                 averaging(0.0, std)(average, params, step)
                 for std, average in zip(self.stds, state.profiles, strict=True)
             )
-        return found
+        return averages
 
 
 def apply_gradients(
@@ -107,9 +107,9 @@ def norms(grads: Any, params: Any, updates: Any) -> Scalars:
 
 
 def start_from(state: Any, initial: dict) -> Any:
-    """A new state whose parameters and EMA are the given ones, by path "a/b/c".
+    """A new state whose parameters and EMA are those of `initial`, by path "a/b/c".
 
-    Paths that are not given stay random; every leaf keeps its sharding.
+    Paths that are not in it stay random; every leaf keeps its sharding.
     """
 
     def replace(path, leaf):

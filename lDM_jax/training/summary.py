@@ -1,7 +1,7 @@
 """What `train.py --dry_run` prints: config, parameters, memory a device, FLOPs.
 
 Everything is abstract (jax.eval_shape, jaxprs): no parameter is allocated and no data
-read, so that the largest published model is summarised on any machine. The training
+read, so that the largest published model is summarized on any machine. The training
 state is divided as `training.sharding` divides it, frozen networks are whole on every
 device. Activations are not counted: they depend on the compiler.
 
@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.sharding import sharding_table, state_sharding
 from lDM_jax.from_config import abstract
-from lDM_jax.training import build, flops
-from lDM_jax.training.build import AbstractRun
+from lDM_jax.training import flops
+from lDM_jax.training.build import AbstractRun, abstract_run
 from lDM_jax.training.state import TrainState
 
 WIDTH = 88
@@ -72,13 +72,12 @@ def summary(config: ConfigDict) -> str:
 
 def figures_of(config: ConfigDict) -> Figures:
     """The figures of a stage of either kind."""
-    run = build.abstract_run(config)
     kinds = {
         "autoencoder": autoencoder_figures,
         "diffusion": diffusion_figures,
         "classifier": classifier_figures,
     }
-    return kinds[config.stage](config, run)
+    return kinds[config.stage](config, abstract_run(config))
 
 
 def training_flops(config: ConfigDict, devices: Any) -> float:
@@ -139,11 +138,8 @@ def diffusion_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     lines = [
         f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
     ]
-    lines += [
-        f"{name} {rows(batch_size, row)}"
-        for name, row in run.stage.conditions.items()
-        if name != "image"
-    ]
+    conditions = {n: row for n, row in run.stage.conditions.items() if n != "image"}
+    lines += [f"{name} {rows(batch_size, row)}" for name, row in conditions.items()]
     return Figures(lines, state, named(frozen), counted(passes))
 
 
@@ -259,10 +255,10 @@ def sharding_lines(config: ConfigDict, figures: Figures) -> list[str]:
 def planned_mesh(section: ConfigDict) -> AbstractMesh:
     """The mesh of config.mesh without its devices; -1 fills those of this machine."""
     sizes = dict(section)
-    known = math.prod(count for count in sizes.values() if count != -1)
-    if known < 1 or list(sizes.values()).count(-1) > 1:
+    fixed = math.prod(count for count in sizes.values() if count != -1)
+    if fixed < 1 or list(sizes.values()).count(-1) > 1:
         raise UserError(f"config.mesh = {sizes}: sizes above 0, and at most one -1")
-    filled = max(jax.device_count() // known, 1)
+    filled = max(jax.device_count() // fixed, 1)
     shape = tuple(filled if count == -1 else count for count in sizes.values())
     return AbstractMesh(shape, tuple(sizes))
 

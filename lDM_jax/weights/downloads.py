@@ -36,9 +36,9 @@ def fetch(url: str, *, sha256_prefix: str, name: str = "", otherwise: str = "") 
     path = cache_folder() / (name or Path(urlsplit(url).path).name)
     if path.is_file():
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         try:
-            _check(found, sha256_prefix)
+            _check(digest, sha256_prefix)
         except OSError as error:
             raise UserError(
                 f"{path} is not the file of {url} ({error}): delete or replace it"
