@@ -222,8 +222,8 @@ def initial_params(config: ConfigDict, stage: Stage) -> dict:
     UserError with three lists unless these cover the network, or its named part,
     exactly, and for a name that is in neither.
     """
-    section = config.get("init_from", {})
-    if not section.get("path", ""):
+    section = config.init_from
+    if not section.path:
         return {}
     _, params = networks.load_trained(section.path)
     abstract = jax.eval_shape(stage.init, jax.random.key(0)).params
