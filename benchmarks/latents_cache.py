@@ -24,7 +24,6 @@ from lDM_jax.from_config.config_file import read_config
 from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.training import build
-from lDM_jax.training import diffusion as stage2
 
 
 def first_stage(config):
@@ -53,15 +52,7 @@ def batches(config, codec, rows: int) -> dict[str, dict]:
 
 def seconds(config, codec, params, batch: dict, steps: int) -> float:
     """Mean time of an update."""
-    size = config.data.size_px
-    stage = stage2.make_stage(
-        networks.model(config, codec),
-        build.optimizer(config),
-        example_batch=batch,
-        latent_shape=codec.latent_shape(size, size),
-        ema_decay=config.train.ema_decay,
-        **config.loss,
-    )
+    stage = build.diffusion_stage(config, codec)
     frozen = networks.frozen(config, params)
     update = jax.jit(stage.step, donate_argnums=0)
     state = jax.jit(stage.init)(jax.random.key(0))

@@ -25,6 +25,7 @@ from lDM_jax.core.sharding import make_mesh, put_batch, put_replicated, state_sh
 from lDM_jax.training import experiment as experiment_lib
 from lDM_jax.training import loop
 from lDM_jax.training.recorder import Recorder
+from lDM_jax.training.settings import loop_settings
 from lDM_jax.training.update_guard import Guard, jit_update
 from lDM_jax.weights.checkpoint import quiet_orbax
 
@@ -39,7 +40,7 @@ def bare(made, mesh, batches: list, steps: int) -> float:
     config, root = made.config, jax.random.key(made.config.seed)
     key = rng.stream(root, "init")
     shardings = state_sharding(mesh, jax.eval_shape(made.stage.init, key))
-    limits = loop.limits_of(config.train)
+    limits = loop_settings(config).limits
     update = jit_update(made.stage, mesh, shardings, root=root, limits=limits)
     state = jax.jit(made.stage.init, out_shardings=shardings)(key)
     guard = put_replicated(mesh, Guard.start())

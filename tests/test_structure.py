@@ -55,7 +55,10 @@ DOORS = {
     },
     "tensorboardX": {"lDM_jax/training/recorder.py"},
     "wandb": {"lDM_jax/training/wandb_log.py"},
-    "matplotlib": {"lDM_jax/evaluation/commands/sweep.py"},
+    "matplotlib": {
+        "lDM_jax/evaluation/commands/sweep.py",
+        "lDM_jax/training/report.py",
+    },
     "fontTools": {"lDM_jax/tools/make_emoji.py"},
 }
 BANNED_NAMES = {"utils.py", "helpers.py", "base.py", "misc.py"}

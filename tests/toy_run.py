@@ -27,7 +27,6 @@ from lDM_jax.training import loop
 from lDM_jax.training.optim import make_optimizer
 from lDM_jax.training.state import (
     Averages,
-    Stage,
     TrainState,
     apply_gradients,
     with_profiles,
@@ -123,7 +122,7 @@ def experiment(settings: ConfigDict) -> SimpleNamespace:
 
     return SimpleNamespace(
         config=settings,
-        stage=Stage(init, step, preview, evaluate),
+        stage=SimpleNamespace(init=init, step=step, preview=preview, evaluate=evaluate),
         frozen={},
         iterator=Rows(settings.train.batch_size, settings.delay_secs),
         eval_batches=list,

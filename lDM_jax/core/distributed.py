@@ -6,8 +6,8 @@
     whole         an array that lies on several hosts, as numpy on every host
     Preemption    SIGTERM on any host -> one step at which all of them save
 
-With one process all of it is local and nothing waits. Who reads which rows is
-`data.pipeline`'s affair, which device holds what `training.sharding`'s.
+With one process all of it is local and nothing waits. `data.pipeline` decides who reads
+which rows, `core.sharding` which device holds what.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ def start(
         raise UserError(f"--distributed={mode}; valid: {', '.join(MODES)}")
     if mode == "off":
         return False
-    given = explicit(coordinator, num_processes, process_id, environment)
-    if given is None and mode == "auto" and not found(environment):
+    arguments = explicit(coordinator, num_processes, process_id, environment)
+    if arguments is None and mode == "auto" and not in_cluster(environment):
         return False
     try:
-        jax.distributed.initialize(**(given or {}))
+        jax.distributed.initialize(**(arguments or {}))
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"the processes of this run cannot meet: {line}") from None
@@ -88,7 +88,7 @@ def explicit(
     return dict(coordinator_address=values[0], num_processes=count, process_id=index)
 
 
-def found(environment: Mapping[str, str]) -> bool:
+def in_cluster(environment: Mapping[str, str]) -> bool:
     """True in a SLURM step of several tasks, or on a TPU pod of several hosts."""
     tasks = environment.get("SLURM_NTASKS", "1")
     if "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
@@ -97,7 +97,7 @@ def found(environment: Mapping[str, str]) -> bool:
 
 
 def is_first() -> bool:
-    """True in the process that writes logs and pictures."""
+    """True in the process that writes logs and images."""
     return jax.process_index() == 0
 
 
@@ -172,13 +172,13 @@ class Preemption:
 @contextlib.contextmanager
 def preemption() -> Iterator[Preemption]:
     """Handle the two signals; the old handlers come back later."""
-    found = Preemption()
+    notice = Preemption()
     if threading.current_thread() is not threading.main_thread():
-        yield found  # only the main thread may handle signals
+        yield notice  # only the main thread may handle signals
         return
 
     def request(number, frame) -> None:
-        found.requested = True
+        notice.requested = True
 
     def pass_on(number, frame) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -188,7 +188,7 @@ def preemption() -> Iterator[Preemption]:
         handlers = {signal.SIGINT: pass_on}
     old = {number: signal.signal(number, new) for number, new in handlers.items()}
     try:
-        yield found
+        yield notice
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

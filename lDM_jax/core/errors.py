@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class BadExample(UserError):
-    """One example that cannot be used: a damaged picture, a text that is no text.
+    """One example that cannot be used: a damaged image, a text that cannot be decoded.
 
     The pipeline takes another in its place and counts it; see `data.pipeline`.
     """

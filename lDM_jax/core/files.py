@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +11,17 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; when the block ends well, it becomes `path`.
 
     Readers see the old file or the whole new one. After an error, the partial file is
     removed and `path` is as it was. The partial name starts with a dot and keeps the
-    suffix, so that libraries which choose a format by it choose the same one.
+    suffix, so that libraries which choose a format by it choose the same one. shared:
+    several processes may write `path` at once; each has a partial file of its own.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    own = f".{secrets.token_hex(4)}" * shared
+    partial = path.with_name(f".{path.stem}{own}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

@@ -23,8 +23,12 @@ from PIL import (
     UnidentifiedImageError,
 )
 
+from lDM_jax.core.files import replacing
+
 REQUEST_KEY = "lDM_jax"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # of these, lower case
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -54,7 +58,7 @@ def decode(
 ) -> np.ndarray:
     """The bytes of an image file -> uint8 "H W 4" (RGBA), upright, its first frame.
 
-    CMYK, palettes and grey become RGBA, 16 bits become the nearest of 8, and the EXIF
+    CMYK, palettes and gray become RGBA, 16 bits become the nearest of 8, and the EXIF
     orientation is applied. With `alpha` False a picture that has no transparency is
     "H W 3". Raises ValueError, in words that follow the name of the file, for what is
     damaged, cut short, of another format than `READABLE`, or of more than max_pixels;
@@ -64,25 +68,25 @@ def decode(
         ImageOps.exif_transpose(picture, in_place=True)
         upright = picture
         if upright.mode.startswith("I"):  # PIL's own conversion clips at 255
-            grey = np.asarray(upright).astype(np.int64).clip(0, 65535)
-            upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+            gray = np.asarray(upright).astype(np.int64).clip(0, 65535)
+            upright = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
         clear = alpha or upright.has_transparency_data
         mode = "RGBA" if clear else "RGB"
         return np.asarray(upright if upright.mode == mode else upright.convert(mode))
 
 
 def decode_map(data: bytes) -> np.ndarray:
-    """The bytes of a label map -> i32 "H W": the values of a grey or palette picture.
+    """The bytes of a label map -> i32 "H W": the values of a gray or palette image.
 
-    A palette's indices count, not its colours. Raises ValueError as `decode`, and for a
-    picture in colour.
+    A palette's indices count, not its colors. Raises ValueError as `decode`, and for a
+    color image.
     """
     with _opened(data) as picture:
         if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
             return np.asarray(picture).astype(np.int32)
         pixels = np.asarray(picture.convert("RGB"))
     if (pixels != pixels[:, :, :1]).any():
-        raise ValueError("is in colour: a label map is grey or has a palette")
+        raise ValueError("is in color: a label map is gray or has a palette")
     return pixels[:, :, 0].astype(np.int32)
 
 
@@ -131,17 +135,16 @@ def _interpolated(pixels: np.ndarray, box: tuple, size_px: int) -> np.ndarray:
     left, top, right, bottom = box
     middle = (np.arange(size_px) + 0.5) / size_px
     (above, below, down), (before, after, along) = (
-        _neighbours(start + (end - start) * middle - 0.5, extent)
+        _neighbors(start + (end - start) * middle - 0.5, extent)
         for start, end, extent in (
             (top, bottom, pixels.shape[0]),
             (left, right, pixels.shape[1]),
         )
     )
 
-    def row(chosen: np.ndarray) -> np.ndarray:
+    def row(rows: np.ndarray) -> np.ndarray:
         first, second = (
-            _premultiplied(pixels[np.ix_(chosen, columns)])
-            for columns in (before, after)
+            _premultiplied(pixels[np.ix_(rows, columns)]) for columns in (before, after)
         )
         return first + along[None, :, None] * (second - first)
 
@@ -152,7 +155,7 @@ def _interpolated(pixels: np.ndarray, box: tuple, size_px: int) -> np.ndarray:
     return np.rint(x.clip(0, 255)).astype(np.uint8)
 
 
-def _neighbours(at: np.ndarray, extent: int) -> tuple[np.ndarray, ...]:
+def _neighbors(at: np.ndarray, extent: int) -> tuple[np.ndarray, ...]:
     """(index before, index after, weight of the latter); the border is repeated."""
     first = np.floor(at).astype(int)
     weight = (at - first).astype(np.float32)
@@ -160,7 +163,7 @@ def _neighbours(at: np.ndarray, extent: int) -> tuple[np.ndarray, ...]:
 
 
 def _premultiplied(pixels: np.ndarray) -> np.ndarray:
-    """f32, the colours of RGBA weighted by their alpha."""
+    """f32, the colors of RGBA weighted by their alpha."""
     x = pixels.astype(np.float32)
     if x.shape[2] == 4:
         x[:, :, :3] *= x[:, :, 3:] / 255.0
@@ -193,9 +196,9 @@ def resample(
 
 
 def jpeg(pixels: np.ndarray, *, quality: int) -> np.ndarray:
-    """uint8 "H W 3" -> the same after JPEG of that quality (1 to 95), colour at half.
+    """uint8 "H W 3" -> the same after JPEG of that quality (1 to 95), color at half.
 
-    Colour at half the extent (4:2:0) is what libjpeg does unless told otherwise.
+    Color at half the extent (4:2:0) is what libjpeg does unless told otherwise.
     """
     file = io.BytesIO(jpeg_bytes(pixels, quality=quality))
     with Image.open(file, formats=("JPEG",)) as picture:
@@ -248,19 +251,14 @@ def write_png(
     Raises OSError when the folder is missing, not writable or the disk is full; then
     no half-written file is left.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         save_png(partial, pixels, request=request)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_png(
     file: BinaryIO | os.PathLike, pixels: np.ndarray, *, request: dict | None = None
 ) -> None:
-    """uint8 "H W 3" or grey "H W" as PNG into an open file or at a path."""
+    """uint8 "H W 3" or gray "H W" as PNG into an open file or at a path."""
     info = PngImagePlugin.PngInfo()
     if request is not None:
         info.add_text(REQUEST_KEY, json.dumps(request, sort_keys=True))
@@ -282,8 +280,7 @@ def write_animation(
     durations = [frame_ms] * len(rest) + [20 * frame_ms]
     kind = formats[path.suffix.lower()]
     options = {"lossless": True} if kind == "WEBP" else {}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         first.save(
             partial,
             format=kind,
@@ -293,9 +290,6 @@ def write_animation(
             loop=0,
             **options,
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_request(path: str | os.PathLike) -> dict | None:

@@ -56,13 +56,13 @@ def mesh_sizes(count: int, **sizes: int) -> dict[str, int]:
         raise UserError(f"config.mesh has {unknown}; valid: {', '.join(AXES)}")
     filled = {name: sizes.get(name, 1) for name in AXES}
     open_axes = [name for name, size in filled.items() if size == -1]
-    known = math.prod(size for size in filled.values() if size != -1)
-    if len(open_axes) == 1 and known > 0:
-        filled[open_axes[0]] = count // known
+    fixed = math.prod(size for size in filled.values() if size != -1)
+    if len(open_axes) == 1 and fixed > 0:
+        filled[open_axes[0]] = count // fixed
     if math.prod(filled.values()) != count or min(filled.values()) < 1:
-        given = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise UserError(
-            f"mesh {given} does not fill {count} devices: the sizes must multiply to "
+            f"mesh {asked} does not fill {count} devices: the sizes must multiply to "
             "that number, and one of them may be -1"
         )
     return filled

@@ -116,8 +116,8 @@ def spread_convolutions() -> None:
     Call it before JAX compiles anything. Sets XLA_FLAGS, unless it has that flag
     already or jaxlib is not one of the versions known to have it.
     """
-    given = os.environ.get(XLA, "")
-    if FUSIONS in given:
+    flags = os.environ.get(XLA, "")
+    if FUSIONS in flags:
         return
     try:
         version = importlib.metadata.version("jaxlib")
@@ -126,7 +126,7 @@ def spread_convolutions() -> None:
     if version.startswith(KNOWN_BY):
         kinds = ("INDIVIDUAL_DOT", "REDUCE")
         value = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
-        os.environ[XLA] = f"{given} {FUSIONS}={value}".strip()
+        os.environ[XLA] = f"{flags} {FUSIONS}={value}".strip()
 
 
 def huge_pages(kernel: str = KERNEL) -> None:

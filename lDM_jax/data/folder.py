@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import BadExample, UserError
+from lDM_jax.core.image import SUFFIXES
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 METADATA = "metadata.jsonl"
 PLAN, RECORDS = "cache.json", ".array_record"  # files of other sources
 MAPS = ("images", "segmentation")  # sub-folders of pictures and their label maps

@@ -20,12 +20,11 @@ from ml_collections import ConfigDict
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.image import LOSSY_SUFFIXES, SUFFIXES
 from lDM_jax.data.pipeline import example_rng
 from lDM_jax.data.transforms import on_white
 from lDM_jax.from_config import datasets
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-LOSSY = (".jpg", ".jpeg", ".webp")
 THREADS = 8
 
 
@@ -61,7 +60,7 @@ class Folder:
                 [str(file.relative_to(root)), known.st_size, known.st_mtime_ns]
             )
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        lossy = sum(file.suffix.lower() in LOSSY for file in self._files)
+        lossy = sum(file.suffix.lower() in LOSSY_SUFFIXES for file in self._files)
         self.record = {"pictures": "folder", "lossy_files": lossy}
         self._threads = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
 

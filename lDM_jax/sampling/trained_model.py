@@ -8,12 +8,11 @@ pixels. Holds EMA weights. `pipeline` samples; autoguidance takes a second
 from functools import cached_property
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
-from lDM_jax.from_config import networks
+from lDM_jax.from_config import abstract, networks
 from lDM_jax.from_config.task_settings import task_settings
 from lDM_jax.models.unet import check_extent
 from lDM_jax.tasks import registry
@@ -54,10 +53,7 @@ class TrainedModel:
     @cached_property
     def abstract_params(self) -> dict:
         """Shapes of the parameters, by tracing the model's init."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        z0 = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32)
-        rows = registry.example_shapes(self.task, self.settings, rows=1)
-        return jax.eval_shape(self.model.init, key, rows, z0)
+        return abstract.params(self.config, self.model)
 
     def place(self, sharding) -> None:
         """Put the parameters where the batches will be."""

@@ -22,20 +22,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-# No TPU is looked for: the compiler alone is wanted. Must be set before jax starts.
+# No TPU is looked for: only the compiler is needed. Must be set before jax starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 
-import dataclasses
 import logging
 import re
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
@@ -52,19 +50,13 @@ from lDM_jax.core.sharding import (
     state_sharding,
 )
 from lDM_jax.core.startup import show_help
-from lDM_jax.from_config import datasets, networks
-from lDM_jax.from_config.task_settings import task_of, task_settings
+from lDM_jax.from_config import datasets
+from lDM_jax.from_config.abstract import random_key
 from lDM_jax.models import cpu_kernels
-from lDM_jax.models.lpips import LPIPS
-from lDM_jax.tasks.registry import example_shapes
-from lDM_jax.training import autoencoder as stage1
-from lDM_jax.training import build
-from lDM_jax.training import diffusion as stage2
 from lDM_jax.training import flops as flop_counts
-from lDM_jax.training.experiment import preview_settings
-from lDM_jax.training.state import Stage
-from lDM_jax.training.summary import codec_params
-from lDM_jax.training.update_guard import Guard, Limits, jit_update
+from lDM_jax.training.build import AbstractRun, abstract_run
+from lDM_jax.training.settings import loop_settings
+from lDM_jax.training.update_guard import Guard, jit_update
 
 log = logging.getLogger(__name__)
 
@@ -76,85 +68,6 @@ COLLECTIVES = (
     "reduce-scatter",
 )
 DTYPE_BITS = {"pred": 8, "bf16": 16, "f16": 16}
-
-
-@dataclasses.dataclass
-class Abstract:
-    """A config's networks as shapes: what there is to compile.
-
-    sample: (params, frozen, batch, keys) -> pixels; None for a first stage.
-    """
-
-    stage: Stage
-    frozen: Any
-    row: dict[str, jax.ShapeDtypeStruct]
-    sample: Any = None
-
-
-def abstract(config: ConfigDict) -> Abstract:
-    """Stage and sampler of a config, without data and weights."""
-    builders = {"autoencoder": _autoencoder, "diffusion": _diffusion}
-    return networks.lookup(builders, config.stage, "config.stage")(config)
-
-
-def _autoencoder(config: ConfigDict) -> Abstract:
-    network = networks.autoencoder(config.autoencoder)
-    networks.check_pixels(config, network.factor)
-    side = config.data.size_px
-    x = jax.ShapeDtypeStruct((1, side, side, network.image_channels), jnp.float32)
-    loss, frozen = dict(config.loss), {}
-    loss.pop("lpips_weights")
-    if loss["perceptual_weight"]:
-        loss["perceptual"] = LPIPS()
-        key = jax.random.key(0)
-        frozen["lpips"] = jax.eval_shape(loss["perceptual"].init, key, x, x)
-    stage = stage1.make_stage(
-        network,
-        build.optimizer(config),
-        image_size_px=side,
-        adversary=build.adversary(config),
-        objective=networks.construct(stage1.Objective, loss, "loss"),
-        ema_decay=config.train.ema_decay,
-        accumulate_steps=config.train.accumulate_steps,
-    )
-    return Abstract(stage, frozen, {"image": x})
-
-
-def _diffusion(config: ConfigDict) -> Abstract:
-    scale = config.first_stage.scale or 1.0
-    codec = dataclasses.replace(networks.abstract_codec(config), scale=scale)
-    networks.check_pixels(config, codec.factor)
-    model = networks.model(config, codec)
-    side = config.data.size_px
-    row = example_shapes(task_of(config), task_settings(config), rows=1)
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    params = codec_params(codec, image)
-    frozen, key = {"first_stage": params}, jax.random.key(0)
-    for tower in model.towers:
-        frozen[tower.name] = jax.eval_shape(tower.network.init, key, row[tower.reads])
-    if config.data.cache_latents:
-        row = {"moments": jax.eval_shape(codec.moments, params, image), **row}
-    else:
-        row = {"image": image, **row}
-    latent_shape = codec.latent_shape(side, side)
-    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in row.items()}
-    stage = stage2.make_stage(
-        model,
-        build.optimizer(config),
-        example_batch=zeros,
-        latent_shape=latent_shape,
-        ema_decay=config.train.ema_decay,
-        ema_std=config.train.ema_std,
-        accumulate_steps=config.train.accumulate_steps,
-        **config.loss,
-    )
-    draw = stage2.make_sampler(model, preview_settings(config))
-
-    def sample(params, frozen, batch, keys):
-        guidance = config.sample.guidance
-        return draw(params, frozen, batch, latent_shape, keys, guidance)
-
-    return Abstract(stage, frozen, row, sample)
 
 
 def placed(tree: Any, shardings: Any) -> Any:
@@ -179,21 +92,20 @@ def batch_of(row: dict, rows: int, mesh: Mesh) -> dict:
     }
 
 
-def work_of(what: Abstract, name: str, rows: int) -> int:
+def work_of(what: AbstractRun, name: str, rows: int) -> int:
     """FLOPs of a program over all chips, counted on its jaxpr."""
     batch = {
         key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
-        for key, leaf in what.row.items()
+        for key, leaf in what.batch.items()
     }
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(what.stage.init, key)
+    key, state = random_key(), what.state
     if name == "training step":
         return flop_counts.count(what.stage.step, state, what.frozen, batch, key)
     keys = jax.eval_shape(lambda key: jax.random.split(key, rows), key)
-    return flop_counts.count(what.sample, state.ema, what.frozen, batch, keys)
+    return flop_counts.count(what.stage.sample, state.ema, what.frozen, batch, keys)
 
 
-def counted(what: Abstract, name: str, rows: int, devices: Sequence[Any]) -> str:
+def counted(what: AbstractRun, name: str, rows: int, devices: Sequence[Any]) -> str:
     """Our count of a program for one chip, and the least time that takes it."""
     work, peak = work_of(what, name, rows), flop_counts.peak_of(devices)
     line = f"  counted a chip and call: {work / len(devices) / 1e12:.4g} TFLOP"
@@ -202,7 +114,7 @@ def counted(what: Abstract, name: str, rows: int, devices: Sequence[Any]) -> str
 
 def compile_training(
     config: ConfigDict,
-    what: Abstract,
+    what: AbstractRun,
     mesh: Mesh,
     rows: int,
     options: dict[str, str] | None = None,
@@ -210,31 +122,31 @@ def compile_training(
     """The compiled update of the loop for a global batch of `rows`."""
     check_batch_size(mesh, rows, config.train.accumulate_steps)
     root = jax.random.key(0)
-    state = jax.eval_shape(what.stage.init, root)
+    state = what.state
     shardings = state_sharding(mesh, state)
-    limits = Limits(config.train.max_skipped_steps, config.train.skip_spike_sigmas)
+    limits = loop_settings(config).limits
     update = jit_update(what.stage, mesh, shardings, root=root, limits=limits)
     whole = replicated(mesh)
     return update.lower(
         placed(state, shardings),
         placed(jax.eval_shape(Guard.start), whole),
         placed(what.frozen, whole),
-        batch_of(what.row, rows, mesh),
+        batch_of(what.batch, rows, mesh),
     ).compile(compiler_options=options or None)
 
 
 def compile_sampler(
-    what: Abstract, mesh: Mesh, rows: int, options: dict[str, str] | None = None
+    what: AbstractRun, mesh: Mesh, rows: int, options: dict[str, str] | None = None
 ):
     """The compiled sampler, rows over the chips, parameters as in training."""
-    state = jax.eval_shape(what.stage.init, jax.random.key(0))
+    state = what.state
     params = placed(state.ema, state_sharding(mesh, state).ema)
     where = batch_sharding(mesh)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     frozen = placed(what.frozen, replicated(mesh))
-    batch = batch_of(what.row, rows, mesh)
-    sampler = jax.jit(what.sample, out_shardings=where)
+    batch = batch_of(what.batch, rows, mesh)
+    sampler = jax.jit(what.stage.sample, out_shardings=where)
     lowered = sampler.lower(params, frozen, batch, keys)
     return lowered.compile(compiler_options=options or None)
 
@@ -254,19 +166,19 @@ def report(compiled: Any) -> list[str]:
         f"{gib(fresh)}, temporary {gib(temporary)}, code {gib(code)}"
     ]
     cost = compiled.cost_analysis() or {}
-    shown = []
+    estimates = []
     for key, name, unit, scale in (
         ("flops", "FLOPs", "T", 1e12),
         ("bytes accessed", "bytes moved", "GB", 1e9),
         ("optimal_seconds", "optimal", "ms", 1e-3),
     ):
         if cost.get(key, 0) > 0:
-            shown.append(f"{name} {cost[key] / scale:.4g} {unit}")
-    lines.append(f"  a chip and call: {', '.join(shown) or 'no estimate'}")
-    found = collectives(compiled.as_text())
-    for kind, (count, size) in found.items():
+            estimates.append(f"{name} {cost[key] / scale:.4g} {unit}")
+    lines.append(f"  a chip and call: {', '.join(estimates) or 'no estimate'}")
+    kinds = collectives(compiled.as_text())
+    for kind, (count, size) in kinds.items():
         lines.append(f"  {kind:<20}{count:>6} x, {size / 2**20:>10.1f} MiB of results")
-    if not found:
+    if not kinds:
         lines.append("  no collectives")
     return lines
 
@@ -279,16 +191,16 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     """
     kinds = "|".join(COLLECTIVES)
     pattern = re.compile(rf"= (.+?) ({kinds})(-start)?\(")
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for line in text.splitlines():
         match = pattern.search(line)
         if match is None:
             continue
         sizes = [shape_bytes(*shape) for shape in SHAPE.findall(match[1])]
         size = max(sizes, default=0) if match[3] else sum(sizes)
-        count, total = found.get(match[2], (0, 0))
-        found[match[2]] = count + 1, total + size
-    return dict(sorted(found.items()))
+        count, total = totals.get(match[2], (0, 0))
+        totals[match[2]] = count + 1, total + size
+    return dict(sorted(totals.items()))
 
 
 SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
@@ -328,13 +240,13 @@ def devices_of(topology: str) -> Sequence[Any]:
             "environment of its own (with libtpu installed JAX looks for a TPU)"
         ) from None
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        target = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # XLA's errors share no class
         line = " ".join(str(error).split())[:200]
         raise UserError(
             f"--topology={topology}: {line}; e.g. v5e:4x4, v5p:2x2x2"
         ) from None
-    return found.devices
+    return target.devices
 
 
 def run(
@@ -347,14 +259,14 @@ def run(
     """Print the report of one config on one topology. options: the compiler's."""
     devices = devices_of(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
-    what = abstract(datasets.resolve(config))
+    what = abstract_run(datasets.resolve(config))
     log.info("%s: %d x %s", topology, len(devices), devices[0].device_kind)
-    state = jax.eval_shape(what.stage.init, jax.random.key(0))
+    state = what.state
     log.info("%s", "\n".join(sharding_table(mesh, state)))
     programs = {
         "training step": lambda n: compile_training(config, what, mesh, n, options)
     }
-    if what.sample is not None:
+    if config.stage == "diffusion":
         programs["sampler"] = lambda n: compile_sampler(what, mesh, n, options)
     if parts != "both":
         programs = {n: make for n, make in programs.items() if n.startswith(parts)}

@@ -2,8 +2,8 @@
 
     d/dp mean_i l_i = 1/n sum_j d/dp mean_{i in part j} l_i      (n equal parts)
 
-What is random of a row is drawn before, for the whole batch, and travels with the row:
-the parts see the noise that the whole batch would have seen. Owns the split and the
+What is random of a row is sampled for the whole batch and travels with the row: the
+parts see the noise that the whole batch would have seen. Owns the split and the
 sum; what a row is and what a loss is belong to the stages.
 """
 
@@ -46,25 +46,33 @@ def in_parts(function: Callable, rows: Any, parts: int) -> Any:
     return join(jax.lax.map(function, split(rows, parts)))
 
 
+def mean_of_parts(function: Callable, rows: Any, parts: int) -> Any:
+    """The mean over the parts of function(rows, index), a tree of arrays.
+
+    index i32 "": the number of the part, for keys of its dropout.
+    With one part this is plainly the function.
+    """
+    if parts == 1:
+        return function(rows, jnp.int32(0))
+
+    def add(total, part):
+        index, rows = part
+        return jax.tree.map(jnp.add, total, function(rows, index)), None
+
+    numbered = jnp.arange(parts), split(rows, parts)
+    first = jax.tree.map(lambda leaf: leaf[0], numbered)
+    shapes = jax.eval_shape(function, first[1], first[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, numbered)
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
 def mean_gradients(
     loss: Callable, params: Any, rows: Any, parts: int
 ) -> tuple[Any, Scalars]:
     """(gradients, scalars) of loss(params, rows, index) -> (mean of rows, scalars).
 
-    index i32 "": the number of the part, for keys of what is drawn inside (dropout).
-    With one part this is plainly the gradient. Scalars are averaged over the parts.
+    Scalars are averaged over the parts.
     """
     gradients = jax.grad(loss, has_aux=True)
-    if parts == 1:
-        return gradients(params, rows, jnp.int32(0))
-
-    def add(total, part):
-        index, rows = part
-        return jax.tree.map(jnp.add, total, gradients(params, rows, index)), None
-
-    numbered = jnp.arange(parts), split(rows, parts)
-    first = jax.tree.map(lambda leaf: leaf[0], numbered)
-    shapes = jax.eval_shape(gradients, params, first[1], first[0])
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, numbered)
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+    return mean_of_parts(lambda *part: gradients(params, *part), rows, parts)

@@ -99,7 +99,7 @@ class Adversary:
         return Turn(player, fake_back(generator_bar)[1], scalars)
 
     def _judge(self, params: dict, stats: dict, x: Array) -> tuple[Array, dict]:
-        """(logits, batch statistics), normalised by this batch."""
+        """(logits, batch statistics), normalized by this batch."""
         logits, stats = self.network.apply(
             {"params": params, **stats}, x, True, mutable=["batch_stats"]
         )

@@ -1,6 +1,6 @@
-"""Stage 1: the autoencoder's init, step, preview and evaluate, as a `Stage`.
+"""Stage 1: the autoencoder as a `Stage`.
 
-    x_hat = decode(posterior sample, or quantised latents)
+    x_hat = decode(posterior sample, or quantized latents)
     loss  = rec(x_hat, x) + w (-mean D(x_hat)) + KL or codebook term
     w     = weight * adaptive_weight(d rec / d K, d (-mean D) / d K),  K: last kernel
 
@@ -13,6 +13,7 @@ original runs the autoencoder a second time for it, after the autoencoder's upda
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from itertools import chain
 
 import flax.linen as nn
@@ -28,11 +29,11 @@ from lDM_jax.core.distributed import whole
 from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion import losses
 from lDM_jax.models.autoencoder import Autoencoder, DiagonalGaussian, Quantized
-from lDM_jax.training.accumulation import mean_gradients
+from lDM_jax.training.accumulation import mean_of_parts
 from lDM_jax.training.adversary import Adversary, Player
 from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
 from lDM_jax.training.gan_health import diagnose
-from lDM_jax.training.state import Averages, Stage, TrainState, apply_gradients, norms
+from lDM_jax.training.state import Averages, TrainState, norms
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class AutoencoderState(TrainState):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What the autoencoder minimises besides the game.
+    """What the autoencoder minimizes besides the game.
 
     perceptual: the LPIPS module or None. codebook_decay above 0 moves the codebook by
     averages and not by gradients, restart_below above 0 restarts dead codes
@@ -83,8 +84,8 @@ class Objective:
         """kl_weight KL, or codebook_weight times the codebook term."""
         if isinstance(latent, DiagonalGaussian):
             return self.kl_weight * latent.kl().mean()
-        moved = latent.commitment if self.codebook_decay > 0 else latent.loss
-        return self.codebook_weight * moved
+        loss = latent.commitment if self.codebook_decay > 0 else latent.loss
+        return self.codebook_weight * loss
 
     @property
     def averages_codes(self) -> bool:
@@ -92,79 +93,89 @@ class Objective:
         return self.codebook_decay > 0 or self.restart_below > 0
 
 
-def make_stage(
-    network: Autoencoder,
-    optimizer: optax.GradientTransformation,
-    *,
-    image_size_px: int,
-    objective: Objective | None = None,
-    adversary: Adversary | None = None,
-    ema_decay: float = 0.999,
-    ema_std: float = 0.0,
-    accumulate_steps: int = 1,
-) -> Stage:
-    """The autoencoder's stage; without an adversary, the plain autoencoder.
+@dataclasses.dataclass(frozen=True, eq=False)
+class AutoencoderStage:
+    """The autoencoder's `Stage`; without an adversary, the plain autoencoder.
 
     accumulate_steps: parts of a batch whose gradients are computed one after another.
     UserError where a part is not enough: the adversary's batch norm and its adaptive
     weight, and a codebook's averages, are of the whole batch.
     """
-    objective = objective or Objective()
-    averages_codes = not network.is_kl and objective.averages_codes
-    averages = Averages(ema_decay, ema_std)
-    if accumulate_steps > 1 and (adversary is not None or averages_codes):
-        raise UserError(
-            f"config.train.accumulate_steps = {accumulate_steps}: a discriminator and "
-            "a codebook's averages need the whole batch at once; valid: 1, or "
-            "discriminator.factor=0 with loss.codebook_decay=0, restart_below=0"
-        )
 
-    def init(key: Array) -> AutoencoderState:
-        side = image_size_px
-        x = jnp.zeros((1, side, side, network.image_channels))
-        plain = TrainState.create(network.init(key, x), optimizer)
+    network: Autoencoder
+    optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    image_size_px: int
+    objective: Objective = Objective()
+    adversary: Adversary | None = None
+    averages: Averages = Averages()
+    accumulate_steps: int = 1
+
+    def __post_init__(self):
+        alone = self.adversary is None and not self.averages_codes
+        if self.accumulate_steps > 1 and not alone:
+            raise UserError(
+                f"config.train.accumulate_steps = {self.accumulate_steps}: a "
+                "discriminator and a codebook's averages need the whole batch at once; "
+                "valid: 1, or discriminator.factor=0 with loss.codebook_decay=0, "
+                "restart_below=0"
+            )
+
+    @property
+    def averages_codes(self) -> bool:
+        """Whether the state carries `CodeAverages`."""
+        return not self.network.is_kl and self.objective.averages_codes
+
+    def init(self, key: Array) -> AutoencoderState:
+        """Random parameters of all players."""
+        side = self.image_size_px
+        x = jnp.zeros((1, side, side, self.network.image_channels))
+        plain = TrainState.create(self.network.init(key, x), self.optimizer)
         player = codes = None
-        if adversary is not None:
-            player = adversary.init(rng.stream(key, "discriminator"), x)
-        if averages_codes:
+        if self.adversary is not None:
+            player = self.adversary.init(rng.stream(key, "discriminator"), x)
+        if self.averages_codes:
             codes = CodeAverages.start(codebook_of(plain.params))
         return AutoencoderState(**vars(plain), discriminator=player, codes=codes)
 
-    def plain_step(state: AutoencoderState, frozen, batch: Batch, key: Array):
-        """`step` without a game and averages, part after part."""
-        rows = {"image": batch["image"]}
-        if network.is_kl:  # drawn for the whole batch, as `step` draws it
-            shape = jax.eval_shape(
-                lambda p, x: network.apply(p, x, method="moments"),
-                state.params,
-                rows["image"],
-            ).shape
-            shape = (*shape[:-1], shape[-1] // 2)
+    def step(self, state: AutoencoderState, frozen, batch: Batch, key: Array):
+        """One update of the autoencoder, the discriminator and the codebook."""
+        x, parts = batch["image"], self.accumulate_steps
+        rows = {"image": x}
+        if self.network.is_kl:  # of the whole batch, whatever its parts
+            extent = (side // self.network.factor for side in x.shape[1:3])
+            shape = (len(x), *extent, self.network.latent_channels)
             rows["eps"] = jax.random.normal(rng.stream(key, "latent"), shape)
 
-        def part_loss(params, rows, index):
-            x, own = rows["image"], jax.random.fold_in(key, index)
-            x_hat, latent, _ = reconstruct(network, params, x, own, rows.get("eps"))
-            term = objective.latent_term(latent)
-            rec, scalars = objective.reconstruction(
-                frozen, x_hat, x, is_kl=network.is_kl
-            )
-            loss = rec + term
-            scalars |= {**latent_scalars(network, latent), "loss": loss}
-            return loss, scalars
+        def part(rows, index):
+            own = key if parts == 1 else jax.random.fold_in(key, index)
+            return self._gradients(state, frozen, rows, own)
 
-        grads, scalars = mean_gradients(part_loss, state.params, rows, accumulate_steps)
-        state, norms = apply_gradients(state, grads, optimizer, averages)
-        return state, {**scalars, **norms}
+        grads, (scalars, player, taken) = mean_of_parts(part, rows, parts)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params, codes = optax.apply_updates(state.params, updates), state.codes
+        if self.averages_codes:
+            params, codes = self._move_codes(params, codes, *taken, key)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            discriminator=player,
+            codes=codes,
+            **self.averages.update(state, params),
+        )
+        return state, scalars | norms(grads, params, updates)
 
-    def step(state: AutoencoderState, frozen, batch: Batch, key: Array):
-        if accumulate_steps > 1:
-            return plain_step(state, frozen, batch, key)
-        x, player, codes = batch["image"], state.discriminator, state.codes
+    def _gradients(self, state: AutoencoderState, frozen, rows: dict, key: Array):
+        """(gradients, (scalars, the discriminator's next state, latents and codes)).
+
+        The last are None where no codebook is averaged.
+        """
+        network, objective, x = self.network, self.objective, rows["image"]
 
         # 1. forward, and the cotangent of x_hat from the reconstruction
         def forward(params):
-            x_hat, latent, z = reconstruct(network, params, x, key)
+            x_hat, latent, z = reconstruct(network, params, x, key, rows.get("eps"))
             return (x_hat, objective.latent_term(latent)), (latent, z)
 
         (x_hat, term), pullback, (latent, z) = jax.vjp(
@@ -176,17 +187,17 @@ def make_stage(
             ),
             has_aux=True,
         )(x_hat)
-        loss = rec + term
+        loss, player = rec + term, state.discriminator
 
         # 2. the game. Two pullbacks for one kernel are cheap: XLA drops the rest
-        if adversary is not None:
-            awake = state.step >= adversary.start_steps
-            player, game_bar, game = adversary.turn(player, x, x_hat, awake=awake)
+        if self.adversary is not None:
+            awake = state.step >= self.adversary.start_steps
+            player, game_bar, game = self.adversary.turn(player, x, x_hat, awake=awake)
             kernels = [
                 last_kernel(pullback((bar, jnp.zeros_like(term)))[0])
                 for bar in (x_hat_bar, game_bar)
             ]
-            scale = jnp.where(awake, adversary.weight * adversary.factor, 0.0)
+            scale = jnp.where(awake, self.adversary.weight * self.adversary.factor, 0.0)
             weight = scale * losses.adaptive_weight(*kernels)
             x_hat_bar = x_hat_bar + weight * game_bar
             loss = loss + weight * game["gen"]
@@ -194,73 +205,71 @@ def make_stage(
 
         # 3. one backward pass for the sum
         (grads,) = pullback((x_hat_bar, jnp.ones_like(term)))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        scalars |= {**latent_scalars(network, latent), "loss": loss}
+        taken = (z, latent.codes) if self.averages_codes else None
+        return grads, (scalars, player, taken)
 
-        # 4. what gradients do not move: dead codes, averages
-        if averages_codes:
-            codes, codebook = update_codebook(
-                codes,
-                codebook_of(params),
-                z,
-                latent.codes,
-                rng.stream(key, "codes"),
-                decay=objective.codebook_decay or 0.99,
-                by_average=objective.codebook_decay > 0,
-                restart_below=objective.restart_below,
-            )
-            params = with_codebook(params, codebook)
-        moved = averages.update(state, params)
-        scalars |= latent_scalars(network, latent)
-        scalars |= {"loss": loss, **norms(grads, params, updates)}
-        done = dict(step=state.step + 1, params=params, opt_state=opt_state, **moved)
-        return state.replace(**done, discriminator=player, codes=codes), scalars
+    def _move_codes(self, params, codes: CodeAverages, z, taken: Array, key: Array):
+        """(params, averages) with what gradients do not move: means, dead codes."""
+        codes, codebook = update_codebook(
+            codes,
+            codebook_of(params),
+            z,
+            taken,
+            rng.stream(key, "codes"),
+            decay=self.objective.codebook_decay or 0.99,
+            by_average=self.objective.codebook_decay > 0,
+            restart_below=self.objective.restart_below,
+        )
+        return with_codebook(params, codebook), codes
 
-    infer = jax.jit(network.apply)
-    read = jax.jit(adversary.reading) if adversary else None
-
-    def preview(state: AutoencoderState, frozen, batch: Batch, key: Array):
+    def preview(self, state: AutoencoderState, frozen, batch: Batch, key: Array):
+        """Images above their reconstructions, by the EMA."""
         del frozen, key
         x = np.asarray(batch["image"][:8])
-        x_hat = infer(state.ema, x)
+        x_hat = self._reconstruct(state.ema, x)
         rows = np.concatenate([image.to_uint8(x), image.to_uint8(whole(x_hat))])
         return {"reconstruction": image.grid(rows, columns=len(x))}
 
-    def evaluate(state: AutoencoderState, frozen, batches: Iterable[Batch]):
+    def evaluate(self, state: AutoencoderState, frozen, batches: Iterable[Batch]):
+        """PSNR and L1 of held-out images by the EMA, and whether a player collapses."""
         del frozen
-        batches = iter(batches)
+        batches, run = iter(batches), self._reconstruct
         first = next(batches)  # usage and logits are read off one batch
         x = jnp.asarray(first["image"][np.asarray(first["weight"]) > 0])
-        figures = evaluate_reconstruction(infer, state.ema, chain([first], batches))
-        if not network.is_kl:
-            figures["code_usage"] = held_out_usage(network, state.ema, x)
-        if adversary is not None and int(state.step) >= adversary.start_steps:
-            reading = read(state.discriminator, x, infer(state.ema, x))
-            figures |= {name: float(whole(value)) for name, value in reading.items()}
+        figures = evaluate_reconstruction(run, state.ema, chain([first], batches))
+        if not self.network.is_kl:
+            figures["code_usage"] = held_out_usage(self.network, state.ema, x)
+        if self.adversary and int(state.step) >= self.adversary.start_steps:
+            logits = self._logits(state.discriminator, x, run(state.ema, x))
+            figures |= {name: float(whole(value)) for name, value in logits.items()}
         for line in diagnose(figures):
             log.warning("%s", line)
         return figures
 
-    return Stage(init=init, step=step, preview=preview, evaluate=evaluate)
+    @cached_property
+    def _reconstruct(self):
+        """(parameters, x) -> x_hat without sampling, compiled."""
+        return jax.jit(self.network.apply)
+
+    @cached_property
+    def _logits(self):
+        """(player, x, x_hat) -> `Adversary.reading`, compiled."""
+        return jax.jit(self.adversary.reading)
 
 
-def reconstruct(
-    network: Autoencoder, params, x: Array, key: Array, eps: Array | None = None
-):
-    """(x_hat, latent, z) as in training: a posterior sample, or quantised latents.
+def reconstruct(network: Autoencoder, params, x: Array, key: Array, eps: Array | None):
+    """(x_hat, latent, z) as in training: a posterior sample, or quantized latents.
 
-    latent: `DiagonalGaussian` or `Quantized`; z: what the decoder was given, before
-    quantisation for VQ. eps: the sample's noise, where it is drawn already.
+    latent: `DiagonalGaussian` or `Quantized`; z: the decoder's input, before
+    quantization for VQ. eps: the noise of a KL posterior's sample.
     """
 
     def run(net: Autoencoder, x: Array):
         moments = net.moments(x, train=True)
         if net.is_kl:
             latent = DiagonalGaussian.from_moments(moments)
-            if eps is None:
-                z = latent.sample(rng.stream(key, "latent"))
-            else:
-                z = latent.mean + jnp.exp(0.5 * latent.logvar) * eps
+            z = latent.mean + jnp.exp(0.5 * latent.logvar) * eps
             return net.decode(z, train=True), latent, z
         latent = net.quantize(moments)
         return net.decode(latent.z, train=True), latent, moments
@@ -303,14 +312,14 @@ def held_out_usage(network: Autoencoder, params, x: Array) -> float:
 
 
 def evaluate_reconstruction(
-    infer: Callable, params, batches: Iterable[Batch]
+    run: Callable, params, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Mean PSNR (dB) and L1 over `batches`, rows weighted by batch["weight"]."""
     total = {"psnr": 0.0, "l1": 0.0}
     count = 0.0
     for batch in batches:
         x, weight = jnp.asarray(batch["image"]), np.asarray(batch["weight"])
-        x_hat = whole(infer(params, x))
+        x_hat = whole(run(params, x))
         l1 = jnp.abs(jnp.clip(x_hat, -1, 1) - x).mean(axis=(1, 2, 3))
         total["psnr"] += float(weight @ np.asarray(losses.psnr(x_hat, x)))
         total["l1"] += float(weight @ np.asarray(l1))

@@ -43,7 +43,7 @@ def update_codebook(
     """One step of the module's formulas: (averages, codebook).
 
     Without `by_average` the codebook itself only changes by restarts: a code with fewer
-    than `restart_below` average uses a step becomes a latent drawn from this batch.
+    than `restart_below` average uses a step becomes a random latent of this batch.
     """
     rows, taken = z.reshape(-1, z.shape[-1]), codes.reshape(-1)
     number = codebook.shape[0]
@@ -54,10 +54,10 @@ def update_codebook(
     if by_average:
         codebook = sums / jnp.maximum(counts, 1e-5)[:, None]
     if restart_below > 0:
-        drawn = rows[jax.random.randint(key, (number,), 0, len(rows))]
+        latents = rows[jax.random.randint(key, (number,), 0, len(rows))]
         dead = (counts < restart_below)[:, None]
-        codebook = jnp.where(dead, drawn, codebook)
-        sums = jnp.where(dead, drawn, sums)
+        codebook = jnp.where(dead, latents, codebook)
+        sums = jnp.where(dead, latents, sums)
         counts = jnp.where(dead[:, 0], 1.0, counts)
     return CodeAverages(counts, sums), codebook
 

@@ -1,8 +1,8 @@
 """A config -> what the loop trains: data, stage, frozen networks.
 
 Owns the order in which these are made, and the latent scale that is measured where
-nobody knows it. Data sets are `datasets`' affair, latents that are encoded before
-training those of `latents`, networks `build`'s.
+nobody knows it. Data sets come from `datasets`, latents that are encoded before
+training from `encode_latents`, stages from `build`.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from lDM_jax.core.arrays import Batch
 from lDM_jax.core.distributed import from_first
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
@@ -25,9 +24,7 @@ from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents_cache import Pick, read_plan
 from lDM_jax.diffusion import codec as codec_lib
 from lDM_jax.diffusion.codec import Codec
-from lDM_jax.diffusion.process import make_process
-from lDM_jax.from_config import encode_latents
-from lDM_jax.from_config import networks as networks_lib
+from lDM_jax.from_config import encode_latents, networks
 from lDM_jax.from_config.datasets import (
     describe,
     ledger,
@@ -37,11 +34,7 @@ from lDM_jax.from_config.datasets import (
     transform,
 )
 from lDM_jax.from_config.encode_latents import encode
-from lDM_jax.models.lpips import LPIPS
-from lDM_jax.models.unet import check_extent
-from lDM_jax.training import autoencoder as stage1
-from lDM_jax.training import build, classifier
-from lDM_jax.training import diffusion as stage2
+from lDM_jax.training import build
 from lDM_jax.training.state import Stage
 from lDM_jax.weights import directory as weights_directory
 from lDM_jax.weights.lpips import load_lpips
@@ -64,7 +57,6 @@ class Experiment:
     frozen: Any
     iterator: Any
     eval_batches: Callable[[], Any]
-    example_batch: Batch
     initial: dict = dataclasses.field(default_factory=dict)
     judge: Callable | None = None
 
@@ -89,46 +81,30 @@ def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment
     classes, config.first_stage.scale when it has to be measured. workdir: where
     examples that cannot be used are listed.
     """
-    builders = {
-        "autoencoder": _autoencoder,
-        "diffusion": _second_stage,
-        "classifier": _second_stage,
-    }
-    builder = networks_lib.lookup(builders, config.stage, "config.stage")
     if config.train.batch_size < 1:
         raise UserError(f"config.train.batch_size = {config.train.batch_size} < 1")
-    return builder(resolve(config), workdir)
+    kinds = dict.fromkeys(build.SECOND_STAGES, _second_stage)
+    kinds["autoencoder"] = _autoencoder
+    kind = networks.lookup(kinds, config.stage, "config.stage")
+    return kind(resolve(config), workdir)
 
 
 def _autoencoder(config: ConfigDict, workdir) -> Experiment:
-    network = networks_lib.autoencoder(config.autoencoder)
-    networks_lib.check_pixels(config, network.factor)
+    stage = build.autoencoder_stage(config)
     if config.data.source == "latents":
         raise UserError("a first stage trains on pictures, not on latents")
     rows = pictures(config, workdir)  # before anything is downloaded
-    loss, frozen = dict(config.loss), {}
-    path = loss.pop("lpips_weights")
-    if loss["perceptual_weight"]:
-        loss["perceptual"] = LPIPS()
-        frozen["lpips"] = load_lpips(path)
-    stage = stage1.make_stage(
-        network,
-        build.optimizer(config),
-        image_size_px=config.data.size_px,
-        adversary=build.adversary(config),
-        objective=networks_lib.construct(stage1.Objective, loss, "loss"),
-        **averaging(config),
-    )
+    frozen = {}
+    if stage.objective.perceptual is not None:
+        frozen["lpips"] = load_lpips(config.loss.lpips_weights)
     return _with_data(config, stage, frozen, rows)
 
 
 def _second_stage(config: ConfigDict, workdir) -> Experiment:
-    codec, codec_params = networks_lib.first_stage(config)
-    frozen = networks_lib.frozen(config, codec_params)
-    networks_lib.check_pixels(config, codec.factor)
-    latent_shape = codec.latent_shape(config.data.size_px, config.data.size_px)
-    check_extent(latent_shape[:2], len(config.unet.width_mults) - 1)
-    build.optimizer(config)  # its errors before everything is encoded
+    codec, codec_params = networks.first_stage(config)
+    frozen = networks.frozen(config, codec_params)
+    make = build.SECOND_STAGES[config.stage]
+    stage = make(config, codec)  # its errors before everything is encoded
     if config.data.source == "latents":
         rows = from_cache(config, frozen)
     elif config.data.cache_latents:
@@ -137,55 +113,8 @@ def _second_stage(config: ConfigDict, workdir) -> Experiment:
         rows = pictures(config, workdir)
     if needs_scale(config):
         moments = first_moments(codec, codec_params, rows)
-        codec = measure_scale(config, codec, moments)
-    make = _classifier if config.stage == "classifier" else _denoiser
-    stage = make(config, codec, latent_shape, rows)
+        stage = make(config, measure_scale(config, codec, moments))
     return _with_data(config, stage, frozen, rows)
-
-
-def _denoiser(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Stage:
-    networks = networks_lib.model(config, codec)
-    example = next(iter(data_pipeline.batches_once(rows.data, rows.row, batch_size=1)))
-    example.pop("weight")
-    return stage2.make_stage(
-        networks,
-        build.optimizer(config),
-        example_batch=example,
-        latent_shape=latent_shape,
-        **averaging(config),
-        ema_stds=tuple(config.train.get("ema_stds", ())),
-        preview=preview_settings(config),
-        **config.loss,
-    )
-
-
-def _classifier(config: ConfigDict, codec: Codec, latent_shape, rows: Rows) -> Stage:
-    del rows
-    return classifier.make_stage(
-        networks_lib.classifier(config),
-        make_process(**config.process),
-        codec,
-        build.optimizer(config),
-        latent_shape=latent_shape,
-        **averaging(config),
-    )
-
-
-def preview_settings(config: ConfigDict) -> stage2.PreviewSettings:
-    """How previews are drawn: as config.sample says."""
-    section = config.sample
-    return stage2.PreviewSettings(
-        steps=section.steps,
-        guidance=section.guidance,
-        name=section.sampler,
-        spacing=section.get("spacing", "leading"),
-    )
-
-
-def averaging(config: ConfigDict) -> dict:
-    """What all stages take of config.train, where the config has it."""
-    names = "ema_decay", "ema_std", "accumulate_steps"
-    return {name: config.train[name] for name in names if name in config.train}
 
 
 def splits(config: ConfigDict) -> tuple[Any, Any]:
@@ -208,7 +137,7 @@ def pictures(config: ConfigDict, workdir: str | Path | None = None) -> Rows:
 def in_memory(config: ConfigDict, codec: Codec, params, workdir=None) -> Rows:
     """The whole data set encoded now, held in memory.
 
-    What is random in the transform is drawn config.data.cache_draws times.
+    What is random in the transform is sampled config.data.cache_draws times.
     """
     encode_latents.check_task(config)
     encoded, draws = [], encode_latents.draws_of(config)
@@ -249,12 +178,7 @@ def needs_scale(config: ConfigDict) -> bool:
     """True if neither the config nor the first stage knows the latent scale."""
     if config.first_stage.scale or config.first_stage.path == "identity":
         return False
-    if config.first_stage.path == "random":
-        return True
-    stored = weights_directory.read_config(
-        weights_directory.resolve(config.first_stage.path)
-    )
-    return not stored.get("latent_scale", 0.0)
+    return not networks.stored_first_stage(config).get("latent_scale", 0.0)
 
 
 def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Codec:
@@ -287,10 +211,8 @@ def _with_data(config, stage, frozen, rows: Rows) -> Experiment:
             rows.held_out, rows.held_out_row, batch_size=min(size, 32)
         )
 
-    example = next(iter(eval_batches()))
-    example.pop("weight")
     initial = initial_params(config, stage)
-    return Experiment(config, stage, frozen, iterator, eval_batches, example, initial)
+    return Experiment(config, stage, frozen, iterator, eval_batches, initial)
 
 
 def initial_params(config: ConfigDict, stage: Stage) -> dict:
@@ -300,26 +222,26 @@ def initial_params(config: ConfigDict, stage: Stage) -> dict:
     UserError with three lists unless these cover the network, or its named part,
     exactly, and for a name that is in neither.
     """
-    section = config.get("init_from", {})
-    if not section.get("path", ""):
+    section = config.init_from
+    if not section.path:
         return {}
-    _, params = networks_lib.load_trained(section.path)
+    _, params = networks.load_trained(section.path)
     abstract = jax.eval_shape(stage.init, jax.random.key(0)).params
-    wanted, given = (flatten_dict(tree, sep="/") for tree in (abstract, params))
+    expected, stored = (flatten_dict(tree, sep="/") for tree in (abstract, params))
     for name in section.only:
-        if not any(inside(path, (name,)) for path in wanted):
+        if not any(inside(path, (name,)) for path in expected):
             raise UserError(
                 f"config.init_from.only: nothing lies below {name!r}; the network has "
-                + ", ".join(sorted({path.split("/")[0] for path in wanted}))
+                + ", ".join(sorted({path.split("/")[0] for path in expected}))
             )
     if section.only:
-        wanted, given = (
+        expected, stored = (
             {path: leaf for path, leaf in tree.items() if inside(path, section.only)}
-            for tree in (wanted, given)
+            for tree in (expected, stored)
         )
-    weights_directory.check_cover(given, wanted, what=section.path)
-    log.info("starting from %s: %d of its arrays", section.path, len(given))
-    return given
+    weights_directory.check_cover(stored, expected, what=section.path)
+    log.info("starting from %s: %d of its arrays", section.path, len(stored))
+    return stored
 
 
 def inside(path: str, roots: Sequence[str]) -> bool:

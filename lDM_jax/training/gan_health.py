@@ -25,13 +25,13 @@ def diagnose(figures: dict[str, float]) -> list[str]:
         lines.append(
             f"the discriminator sees no difference (logits {gap:.3f} apart): usual "
             "in the first thousand steps after it wakes; if it stays, raise the "
-            "learning rate or loss.disc_width"
+            "learning rate or discriminator.width"
         )
     if figures["disc_acc"] > BEATEN_ACCURACY and gap > BEATEN_GAP:
         lines.append(
             f"the discriminator wins everywhere (accuracy {figures['disc_acc']:.1%}, "
             f"logits {gap:.1f} apart): the decoder learns little from it; start it "
-            "later (loss.disc_start_steps), narrow it (loss.disc_width), or lower "
-            "loss.disc_weight if reconstructions get worse"
+            "later (discriminator.start_steps), narrow it (discriminator.width), or "
+            "lower discriminator.weight if reconstructions get worse"
         )
     return lines

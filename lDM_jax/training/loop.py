@@ -1,10 +1,11 @@
 """The only training loop. It never knows what it trains: it drives a `Stage`.
 
-Owns the moments at which a run saves, looks and stops. `guard` has the update,
-`recorder` the log, `workdir` the directory and its lock, `checkpoint` the files,
-`distributed` the other processes. The key of step k is rng.key(root, "step", k), so
-that a resumed run is bit-equal to an uninterrupted one. The scalars of step k are
-waited for while step k + 1 runs: the device always has a step before it.
+Owns the order in which a run updates, saves and looks. `settings` has the numbers,
+`update_guard` the update, `recorder` the log, `workdir` the directory and its lock,
+`checkpoint` the files, `distributed` the other processes. The key of step k is
+rng.key(root, "step", k), so that a resumed run is bit-equal to an uninterrupted one.
+The scalars of step k are waited for while step k + 1 runs: the device always has a step
+before it.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from lDM_jax.core import image, rng
 from lDM_jax.core.distributed import first_rows, is_first, preemption
@@ -26,9 +26,10 @@ from lDM_jax.core.sharding import (
     put_replicated,
     state_sharding,
 )
-from lDM_jax.training.recorder import Diverged, Recorder, due
+from lDM_jax.training.recorder import Diverged, Recorder
+from lDM_jax.training.settings import Due, LoopSettings, loop_settings
 from lDM_jax.training.state import start_from
-from lDM_jax.training.update_guard import Guard, Limits, jit_update
+from lDM_jax.training.update_guard import Guard, jit_update
 from lDM_jax.training.workdir import WorkDirectory
 from lDM_jax.weights.checkpoint import ALL, POST_MORTEM, SNAPSHOTS, Checkpoints, Keep
 
@@ -45,12 +46,13 @@ def run(experiment: Any, workdir: str, *, mesh: Mesh, image_flops: float = 0.0) 
     a second run in it, a batch that does not split over the devices, a loss that stays
     non-finite, or a failing disk.
     """
-    config = experiment.config.train
-    check_batch_size(mesh, config.batch_size, config.accumulate_steps)
+    judged = getattr(experiment, "judge", None) is not None
+    settings = loop_settings(experiment.config, judged=judged)
+    check_batch_size(mesh, settings.batch_size, settings.accumulate_steps)
     try:
         with WorkDirectory(Path(workdir), experiment.config) as directory:
             try:
-                return train(experiment, directory, mesh, image_flops)
+                return train(experiment, settings, directory, mesh, image_flops)
             except (UserError, OSError):
                 directory.check()  # if it vanished, that is what to say
                 raise
@@ -62,33 +64,23 @@ def run(experiment: Any, workdir: str, *, mesh: Mesh, image_flops: float = 0.0) 
 
 
 def train(
-    experiment: Any, directory: WorkDirectory, mesh: Mesh, image_flops: float = 0.0
+    experiment: Any,
+    settings: LoopSettings,
+    directory: WorkDirectory,
+    mesh: Mesh,
+    image_flops: float,
 ) -> int:
     """The loop. Do not change the order: batch, update, record, save, then look."""
-    config, stage = experiment.config.train, experiment.stage
-    iterator, last = experiment.iterator, config.num_steps
-    root = jax.random.key(experiment.config.seed)
+    stage, iterator, last = experiment.stage, experiment.iterator, settings.num_steps
+    root = jax.random.key(settings.seed)
     frozen = put_replicated(mesh, experiment.frozen)
-    init_key = rng.stream(root, "init")
-    shardings = state_sharding(mesh, jax.eval_shape(stage.init, init_key))
-    update = jit_update(stage, mesh, shardings, root=root, limits=limits_of(config))
-    keep = keep_of(config)
-    checkpoints = Checkpoints(directory.path, keep=keep)
-    averages_every = snapshots_every(config)
-    judge = getattr(experiment, "judge", None)
-    done = pending = None
-    stopping = False
-
-    with preemption() as stop, closing(checkpoints, iterator) as opened:
-        if averages_every:
-            snapshots = opened(Checkpoints(directory.path, keep=ALL, folder=SNAPSHOTS))
-        state, guard, start = restore_or_init(
-            experiment, checkpoints, init_key, shardings, mesh
-        )
-        if start and due(start, averages_every, last):  # a kill may have lost it
-            snapshots.save(start, state.profiles, {}, directory.stored_config)
-        known = dict(image_flops=image_flops, skipped=int(guard.skipped))
-        recorder = opened(Recorder(directory, config, start, **known))
+    shardings = state_sharding(mesh, jax.eval_shape(stage.init, root))
+    update = jit_update(stage, mesh, shardings, root=root, limits=settings.limits)
+    done, pending, stopping = 0, None, False
+    with preemption() as stop, closing(iterator) as opened:
+        storage = opened(Storage(directory, iterator, settings))
+        state, guard, start = storage.restore_or_init(experiment, shardings, mesh)
+        recorder = opened(Recorder(directory, settings, start, guard, image_flops))
         try:
             for done in range(start + 1, last + 1):
                 # 1. the batch; the iterator's state is now the one behind it
@@ -101,51 +93,31 @@ def train(
                 # 3. the scalars of the step before, waited for while this one runs
                 recorder.record(pending)
                 pending, stopping = (done, scalars), stop.at(done)
-                saves = due(done, config.checkpoint_every_steps, last) or done == last
-                previews = due(done, config.preview_every_steps, last)
-                evaluates = due(done, config.eval_every_steps, last)
-                judges = judge and due(done, config.fd_every_steps, last)
-                averages = due(done, averages_every, last)
-                looks = previews or evaluates or judges
-                if not (saves or averages or looks or stopping):
+                due = settings.due(done, stopping=stopping)
+                if not any(due):
                     continue
                 # 4. a run that the guard has ended saves nothing as if it were well
                 recorder.record(pending, check=True)
-                pending, figures = None, None
-                checkpoints.check()
-                if (evaluates or judges) and keep.best and not stopping:
-                    figures = measure(experiment, state, frozen, evaluates, judges)
-                    if evaluates and (judges or not judge):
-                        keep.check(figures)
+                pending = figures = None
+                storage.checkpoints.check()
+                if due.measures and settings.keep.best and not stopping:
+                    figures = measure(experiment, state, frozen, due)
                 # 5. checkpoint, at the last step and on a signal always
-                if saves or stopping:
-                    directory.check()
-                    checkpoints.save(
-                        done,
-                        state,
-                        iterator.get_state(),
-                        directory.stored_config,
-                        guard=guard.record(),
-                        metrics=figures,
-                    )
-                if averages:  # one that is there from before a kill is the same
-                    snapshots.save(done, state.profiles, {}, directory.stored_config)
+                storage.save(done, state, guard, due, figures)
                 if stopping:
                     break
                 # 6. look at it; this time is not training time
-                if previews:
+                if due.previews:
                     preview(stage, state, frozen, batch, root, directory, done)
-                if evaluates or judges:
-                    figures = figures or measure(
-                        experiment, state, frozen, evaluates, judges
-                    )
+                if due.measures:
+                    figures = figures or measure(experiment, state, frozen, due)
                     recorder.evaluation(done, figures)
-                if looks or done == last:
+                if due.looks or done == last:
                     recorder.report()
                 recorder.restart_clock(done)
-            checkpoints.wait()
+            storage.checkpoints.wait()
         except Diverged as trouble:
-            end(trouble, checkpoints, directory, done, state, guard, iterator)
+            storage.end(trouble, done, state, guard)
     if stopping:
         log.info("stopped by a signal at step %d; the same command continues", done)
     elif start >= last:
@@ -153,95 +125,103 @@ def train(
     return 0
 
 
-def measure(experiment, state, frozen, evaluates: bool, judges: bool) -> dict:
+class Storage:
+    """What a run keeps in its directory: checkpoints, and snapshots of its averages."""
+
+    def __init__(self, directory: WorkDirectory, iterator, settings: LoopSettings):
+        self.directory, self.iterator = directory, iterator
+        self.settings = settings
+        self.checkpoints = Checkpoints(directory.path, keep=settings.keep)
+        self.snapshots = None
+        if settings.averages_every_steps:
+            self.snapshots = Checkpoints(directory.path, keep=ALL, folder=SNAPSHOTS)
+
+    def restore_or_init(self, experiment, shardings, mesh: Mesh):
+        """(state, guard, step): of the newest whole checkpoint with its data, or new.
+
+        The snapshot of that step is written again: a kill may have lost it.
+        """
+        key = rng.stream(jax.random.key(self.settings.seed), "init")
+        init = jax.jit(experiment.stage.init, out_shardings=shardings)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
+            jax.eval_shape(experiment.stage.init, key),
+            shardings,
+        )
+        stored = self.checkpoints.restore_latest(abstract)
+        if stored is None:
+            guard = put_replicated(mesh, Guard.start())
+            return start_from(init(key), experiment.initial), guard, 0
+        self.iterator.set_state(stored.iterator)
+        guard = Guard.from_record(stored.guard) if stored.guard else Guard.start()
+        log.info("continuing from step %d", stored.step)
+        if stored.step and self.settings.due(stored.step).averages:
+            self.save_averages(stored.step, stored.state)
+        return stored.state, put_replicated(mesh, guard), stored.step
+
+    def save(self, step: int, state, guard, due: Due, figures: dict | None) -> None:
+        """What is due. UserError if the best checkpoint's metric is not measured."""
+        judges = due.judges or not self.settings.judge_every_steps
+        if figures and due.evaluates and judges:  # every figure that there ever is
+            self.settings.keep.check(figures)
+        if due.saves:
+            self.directory.check()
+            self._write(self.checkpoints, step, state, guard, metrics=figures)
+        if due.averages:
+            self.save_averages(step, state)
+
+    def save_averages(self, step: int, state) -> None:
+        """A snapshot; one that is there from before a kill is the same."""
+        self.snapshots.save(step, state.profiles, {}, self.directory.stored_config)
+
+    def _write(self, checkpoints: Checkpoints, step: int, state, guard, **rest) -> None:
+        iterator, config = self.iterator.get_state(), self.directory.stored_config
+        checkpoints.save(step, state, iterator, config, guard=guard.record(), **rest)
+
+    def end(self, trouble: Diverged, step: int, state, guard) -> None:
+        """Save the state for the post-mortem and raise UserError."""
+        self.checkpoints.wait()
+        remains = Checkpoints(self.directory.path, keep=Keep(1), folder=POST_MORTEM)
+        self._write(remains, step, state, guard)
+        remains.close()
+        steps = self.checkpoints.steps()
+        before = f"step {steps[-1]}" if steps else "no step yet"
+        raise UserError(
+            f"{trouble}; the state before these updates is in "
+            f"{remains.folder / str(step)}, the last checkpoint is of {before}; lower "
+            "the learning rate, clip gradients (optimizer.clip_norm), or look at the "
+            "data"
+        )
+
+    def close(self) -> None:
+        """Close both, whatever happens."""
+        with contextlib.ExitStack() as stack:
+            for checkpoints in filter(None, (self.checkpoints, self.snapshots)):
+                stack.callback(checkpoints.close)
+
+
+def measure(experiment, state, frozen, due: Due) -> dict:
     """What is due of the stage's held-out figures and of `experiment.judge`'s."""
     figures = {}
-    if evaluates:
+    if due.evaluates:
         batches = experiment.eval_batches()
         figures |= experiment.stage.evaluate(state, frozen, batches)
-    if judges:
+    if due.judges:
         figures |= experiment.judge(state.ema, int(state.step))
     return figures
 
 
-def snapshots_every(config: ConfigDict) -> int:
-    """After how many steps the averages for `training.posthoc` are stored; 0: never."""
-    if not config.get("ema_stds", ()):
-        return 0
-    return config.ema_snapshot_every_steps or config.checkpoint_every_steps
-
-
-def limits_of(config: ConfigDict) -> Limits:
-    """The guard's limits of config.train."""
-    return Limits(config.max_skipped_steps, config.skip_spike_sigmas)
-
-
-def keep_of(config: ConfigDict) -> Keep:
-    """Which checkpoints config.train keeps. UserError if "best" is never measured."""
-    if config.keep_best and not config.eval_every_steps:
-        raise UserError(
-            f"config.train.keep_best = {config.keep_best} needs eval_every_steps above "
-            "0, best a multiple of checkpoint_every_steps"
-        )
-    return Keep(
-        latest=config.keep_checkpoints,
-        every_steps=config.keep_every_steps,
-        best=config.keep_best,
-        metric=config.best_metric,
-        mode=config.best_mode,
-    )
-
-
-def restore_or_init(experiment, checkpoints: Checkpoints, key, shardings, mesh: Mesh):
-    """(state, guard, step): of the newest whole checkpoint with its data, or new."""
-    init = jax.jit(experiment.stage.init, out_shardings=shardings)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        jax.eval_shape(experiment.stage.init, key),
-        shardings,
-    )
-    found = checkpoints.restore_latest(abstract)
-    if found is None:
-        guard = put_replicated(mesh, Guard.start())
-        return start_from(init(key), experiment.initial), guard, 0
-    experiment.iterator.set_state(found.iterator)
-    guard = Guard.from_record(found.guard) if found.guard else Guard.start()
-    log.info("continuing from step %d", found.step)
-    return found.state, put_replicated(mesh, guard), found.step
-
-
-def end(trouble, checkpoints, directory, step: int, state, guard, iterator) -> None:
-    """Save the state for the post-mortem and raise UserError."""
-    checkpoints.wait()
-    kept = Checkpoints(directory.path, keep=Keep(1), folder=POST_MORTEM)
-    kept.save(
-        step,
-        state,
-        iterator.get_state(),
-        directory.stored_config,
-        guard=guard.record(),
-    )
-    kept.close()
-    steps = checkpoints.steps()
-    before = f"step {steps[-1]}" if steps else "no step yet"
-    raise UserError(
-        f"{trouble}; the state before these updates is in {kept.folder / str(step)}, "
-        f"the last checkpoint is of {before}; lower the learning rate, clip gradients "
-        "(optimizer.clip_norm), or look at the data"
-    )
-
-
 def preview(stage, state, frozen, batch, root, directory, step: int) -> None:
-    """Write the stage's preview pictures; only process 0 writes."""
+    """Write the stage's previews; only process 0 writes."""
     rows = first_rows(batch, PREVIEW_ROWS) if jax.process_count() > 1 else batch
-    pictures = stage.preview(state, frozen, rows, rng.stream(root, "preview"))
+    images = stage.preview(state, frozen, rows, rng.stream(root, "preview"))
     if not is_first():
         return
     folder = directory.path / "previews"
     folder.mkdir(exist_ok=True)
-    for name, pixels in pictures.items():
+    for name, pixels in images.items():
         image.write_png(folder / f"{step:07d}_{name}.png", pixels)
 
 

@@ -82,7 +82,7 @@ def make_optimizer(
 
     decay_mask: AdamW decays "all" parameters (the original) or the "matrices" only:
     leaves of two and more axes, so neither biases nor norms. "muon" (Jordan et al.
-    2024) orthogonalises the momentum b1 of matrices and convolution kernels, scaled to
+    2024) orthogonalizes the momentum b1 of matrices and convolution kernels, scaled to
     Adam's size of update (0.2 sqrt(longer side), arXiv 2502.16982), so that rates and
     decay mean what they mean for AdamW, which moves all other arrays.
     """
@@ -140,7 +140,7 @@ def by_kind(adam: Any, muon: Any) -> optax.GradientTransformation:
 
 
 def orthogonal(b1: float) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised as a matrix (rest, last axis) by
+    """Nesterov momentum, orthogonalized as a matrix (rest, last axis) by
     Newton-Schulz (optax's), times 0.2 sqrt(longer side)."""
     step = contrib.scale_by_muon(
         beta=b1, weight_dimension_numbers=lambda params: jax.tree.map(as_matrix, params)

@@ -1,4 +1,4 @@
-"""Averages of the parameters chosen after the run, from profiles stored on the way.
+"""Averages of the parameters of any width, after the run, from stored profiles.
 
 A power-function average of exponent g after n updates weighs update i by the integral
 over (i - 1, i] of the profile
@@ -7,9 +7,9 @@ over (i - 1, i] of the profile
     <p(.; a, m), p(.; b, n)> = (a + 1)(b + 1) / (a + b + 1) (m / n)^b / n,   m <= n
 
 so a weighted sum of stored averages is an average too, with the sum of their profiles
-as its profile. `solve` finds the weights that come nearest to the profile wanted, in
-the least squares: Karras et al. 2023 (arXiv 2312.02696), section 3.2. Two widths a
-snapshot make the set rich. `training.state` tracks the profiles, the loop stores them.
+as its profile. `solve` finds the weights whose profile is nearest to the target's, in
+least squares: Karras et al. 2023 (arXiv 2312.02696), section 3.2. Two widths a snapshot
+make the set rich. `training.state` tracks the profiles, the loop stores them.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Profile(NamedTuple):
 
 class Reconstruction(NamedTuple):
     """params, the step they are of, how many averages were used, and how far the
-    profile of the result is from the one wanted, relative to its norm."""
+    profile of the result is from the target's, relative to its norm."""
 
     params: dict
     step: int
@@ -51,15 +51,15 @@ def inner(first: Profile, second: Profile) -> float:
     return (a + 1) * (b + 1) / (a + b + 1) * (m / n) ** b / n
 
 
-def solve(stored: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
+def solve(stored: Sequence[Profile], target: Profile) -> tuple[np.ndarray, float]:
     """(weights f64 of the stored averages, relative distance of the profiles)."""
     norms = np.array([inner(p, p) for p in stored]) ** 0.5
     gram = np.array([[inner(p, q) for q in stored] for p in stored])
-    target = np.array([inner(p, wanted) for p in stored])
-    scaled = np.linalg.lstsq(gram / np.outer(norms, norms), target / norms)[0]
+    products = np.array([inner(p, target) for p in stored])
+    scaled = np.linalg.lstsq(gram / np.outer(norms, norms), products / norms)[0]
     weights = scaled / norms
-    length = inner(wanted, wanted)
-    square = length - 2 * weights @ target + weights @ gram @ weights
+    length = inner(target, target)
+    square = length - 2 * weights @ products + weights @ gram @ weights
     return weights, float(np.sqrt(max(square, 0.0) / length))
 
 

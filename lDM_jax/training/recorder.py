@@ -12,20 +12,21 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from lDM_jax.core.distributed import is_first, together
+from lDM_jax.core.files import replacing
 from lDM_jax.training import flops, report, wandb_log
+from lDM_jax.training.settings import LoopSettings, is_due
+from lDM_jax.training.update_guard import Guard
 from lDM_jax.training.workdir import WorkDirectory
 
 log = logging.getLogger(__name__)
@@ -35,36 +36,30 @@ class Diverged(Exception):
     """Too many updates in a row were skipped; the text says which and why."""
 
 
-def due(step: int, every: int, last: int) -> bool:
-    """True at multiples of `every` (0: never) and at the last step."""
-    return every > 0 and (step % every == 0 or step == last)
-
-
 class Recorder:
     """Logs a run from step `start` on; ends it when the guard does."""
 
     def __init__(
         self,
         directory: WorkDirectory,
-        config: ConfigDict,
+        settings: LoopSettings,
         start: int,
-        *,
+        guard: Guard,
         image_flops: float = 0.0,
-        skipped: int = 0,
     ):
-        self.config, self.directory = config, directory
+        self.settings, self.directory = settings, directory
         self.image_flops = image_flops
         self.peak = flops.peak_of(jax.devices())
         self.clock_step = start
         self.clock: float | None = None
         self.waited_secs = 0.0
-        self.skipped = skipped
+        self.skipped = int(guard.skipped)
         self.compile_secs: float | None = None
         self.metrics = directory.path / "metrics.jsonl"
         self.board = self.service = None
-        if config.get("wandb", ""):
+        if settings.wandb:
             with together("starting Weights & Biases"):
-                self.service = wandb_log.open_run(config.wandb, directory)
+                self.service = wandb_log.open_run(settings.wandb, directory)
         if is_first():
             self._forget_after(start)
             self.board = Board(directory.path / "tensorboard", start)
@@ -74,10 +69,9 @@ class Recorder:
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if line and step_of(line) <= step]
-        partial = self.metrics.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, self.metrics)
+        earlier = [line for line in lines if line and step_of(line) <= step]
+        with replacing(self.metrics) as partial:
+            partial.write_text("".join(f"{line}\n" for line in earlier))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -104,15 +98,15 @@ class Recorder:
             self.restart_clock(self.clock_step)
         if pending is None:
             return
-        step, scalars = pending
+        (step, scalars), settings = pending, self.settings
         scalars["loss"].block_until_ready()  # at most two steps are under way
-        logs = due(step, self.config.log_every_steps, self.config.num_steps)
+        logs = is_due(step, settings.log_every_steps, settings.num_steps)
         if not (logs or check):
             return
         values = {k: float(v) for k, v in jax.device_get(scalars).items()}
         in_row = int(values.pop("skipped_in_row"))
         self._warn(step, int(values["skipped"]))
-        halted = in_row >= self.config.max_skipped_steps
+        halted = in_row >= settings.limits.max_skipped
         if logs or halted:
             self._log(step, values)
         if halted:
@@ -146,7 +140,7 @@ class Recorder:
         rate = (step - self.clock_step) / secs
         speed = {
             "it_per_sec": rate,
-            "images_per_sec": rate * self.config.batch_size,
+            "images_per_sec": rate * self.settings.batch_size,
             "input_wait": min(self.waited_secs / secs, 1.0),
             **self._use(rate),
         }
@@ -159,15 +153,15 @@ class Recorder:
 
     def _use(self, rate: float) -> dict[str, float]:
         """MFU and memory where they are known; the compile time once."""
-        found = {}
+        use = {}
         if self.image_flops and self.peak:
-            found["mfu"] = rate * self.config.batch_size * self.image_flops / self.peak
+            use["mfu"] = rate * self.settings.batch_size * self.image_flops / self.peak
         statistics = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in statistics:
-            found["memory_gib"] = statistics["peak_bytes_in_use"] / 2**30
+            use["memory_gib"] = statistics["peak_bytes_in_use"] / 2**30
         if self.compile_secs:
-            found["compile_secs"], self.compile_secs = self.compile_secs, 0.0
-        return found
+            use["compile_secs"], self.compile_secs = self.compile_secs, 0.0
+        return use
 
     def line(self, step: int, values: dict[str, float], speed: dict[str, float]) -> str:
         """`step  120/2500 loss 0.1423 gnorm 0.61 3.21 it/s 205 img/s wait 0% eta ...`.
@@ -175,17 +169,17 @@ class Recorder:
         "skipped" appears when something was, "mfu" where it is known; what has a "/" in
         its name is for metrics.jsonl and the curves.
         """
-        total, rate = self.config.num_steps, speed["it_per_sec"]
+        total, rate = self.settings.num_steps, speed["it_per_sec"]
         head = f"step {step:>{len(str(total))}}/{total}"
         first = [name for name in ("loss", "gnorm") if name in values]
         hidden = {*first, *(name for name in values if "/" in name)}
         hidden |= {"skipped"} if not values.get("skipped") else set()
         names = first + sorted(values.keys() - hidden)
-        shown = "".join(f" {name} {values[name]:<8.4g}" for name in names)
+        text = "".join(f" {name} {values[name]:<8.4g}" for name in names)
         left = duration((total - step) / rate) if rate else "?"
         mfu = f" mfu {speed['mfu']:.2f}" if "mfu" in speed else ""
         return (
-            f"{head}{shown} {rate:.2f} it/s {speed['images_per_sec']:.0f} img/s "
+            f"{head}{text} {rate:.2f} it/s {speed['images_per_sec']:.0f} img/s "
             f"wait {speed['input_wait']:.0%}{mfu} eta {left}"
         )
 
@@ -193,8 +187,8 @@ class Recorder:
         """Log what the stage measured on held-out data."""
         if self.board is None:
             return
-        shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        log.info("held out at step %d: %s", step, shown)
+        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.info("held out at step %d: %s", step, text)
         named = {f"eval_{name}": value for name, value in figures.items()}
         self._append("eval", step, named)
 
@@ -225,7 +219,7 @@ class Board:
     """TensorBoard's event file, written in this thread.
 
     tensorboardX's own SummaryWriter gives events to a thread through a queue of ten: on
-    a full disk the thread dies, and the eleventh event waits for ever.
+    a full disk the thread dies, and the eleventh event waits forever.
     """
 
     def __init__(self, folder: Path, start: int):

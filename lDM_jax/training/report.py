@@ -1,23 +1,27 @@
 """report.html of a work directory: curves, previews and settings on one page.
 
-The page needs no server, no network and no script: charts are SVG, small previews are
-in it, and each opens the picture itself in `previews/`. It is made of metrics.jsonl and
-previews/ alone, whenever a run looks at itself.
+The page needs no server, no network and no script: charts are matplotlib's SVG, small
+previews are in it, and each opens the image itself in `previews/`. It is made of
+metrics.jsonl and previews/ alone, whenever a run looks at itself.
 """
 
 import base64
 import html
+import io
 import json
-import os
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+
 from lDM_jax.core import image
-from lDM_jax.training.charts import Series, chart
+from lDM_jax.core.files import replacing
 
 MOST_PREVIEWS, PREVIEW_PX, QUALITY = 24, 256, 80
-# (title, pattern of the metrics drawn together); what matches none has its own chart.
+# (title, pattern of the metrics of one chart); what matches none has its own chart.
 CHARTS = (
     ("Loss", r"(eval_)?loss"),
     ("Error by time t / T", r"error/.*"),
@@ -29,7 +33,14 @@ CHARTS = (
 )
 LATE = ("images_per_sec", "input_wait", "mfu", "memory_gib", "skipped")
 HIDDEN = ("step", "it_per_sec", "compile_secs")
+
+# (step, value); None and values that are not finite are gaps.
+Series = Sequence[tuple[float, float | None]]
 LOGARITHMIC = ("Loss", "Gradient norm", "Update norm")
+MAX_POINTS = 300
+# Okabe and Ito's colors, told apart by color-blind readers too; gray suits any page.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+GRAY = "#888888"
 STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.45 system-ui,sans-serif;max-width:1380px;margin:1.5rem auto;
@@ -41,8 +52,7 @@ gap:1rem}
 figure{margin:0}figcaption{font-weight:600}
 .charts figure{border:1px solid #8884;border-radius:6px;padding:.6rem .7rem}
 .charts p{font-size:.82rem}
-svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor;opacity:.75}
-.grid{stroke:#8884;stroke-width:1}
+svg{width:100%;height:auto}
 .strip{display:flex;gap:.7rem;overflow-x:auto;padding-bottom:.6rem}
 .strip figure{flex:none}.strip figcaption{font-weight:400;font-size:.85rem}
 .strip img{display:block;border-radius:4px;max-width:256px}
@@ -69,22 +79,21 @@ def write(workdir: Path, config: dict) -> None:
             "</details></body></html>",
         ]
     )
-    partial = workdir / ".report.html.partial"
-    partial.write_text(page)
-    os.replace(partial, workdir / "report.html")
+    with replacing(workdir / "report.html") as partial:
+        partial.write_text(page)
 
 
 def read_metrics(file: Path) -> list[dict]:
     """The lines of metrics.jsonl that are whole."""
-    found = []
+    metrics = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
             values = json.loads(line)
         except ValueError:  # cut short by a full disk
             continue
         if isinstance(values, dict) and "step" in values:
-            found.append(values)
-    return found
+            metrics.append(values)
+    return metrics
 
 
 def facts(lines: list[dict], config: dict) -> str:
@@ -104,12 +113,12 @@ def facts(lines: list[dict], config: dict) -> str:
 
 def series_of(lines: list[dict]) -> dict[str, Series]:
     """{metric: [(step, value), ...]} in the order of first appearance."""
-    found: dict[str, list] = {}
+    series: dict[str, list] = {}
     for line in lines:
         for name, value in line.items():
             if name not in HIDDEN and isinstance(value, int | float | None):
-                found.setdefault(name, []).append((line["step"], value))
-    return found
+                series.setdefault(name, []).append((line["step"], value))
+    return series
 
 
 def charts(lines: list[dict]) -> Iterator[str]:
@@ -123,6 +132,75 @@ def charts(lines: list[dict]) -> Iterator[str]:
         yield chart(name.replace("_", " "), {name: rest[name]})
 
 
+def chart(title: str, lines: Mapping[str, Series], *, logarithmic: bool = False) -> str:
+    """A <figure> with one curve a series; the legend has each one's last value.
+
+    logarithmic: where all values are above 0 and span more than a factor of ten. Empty
+    where there is no value at all.
+    """
+    curves = {name: binned(series) for name, series in lines.items()}
+    values = [v for series in curves.values() for _, v in series if math.isfinite(v)]
+    if not values:
+        return ""
+    as_log = logarithmic and min(values) > 0 and max(values) > 10 * min(values)
+    legend = []
+    for color, (name, series) in zip(cycle(COLORS), curves.items(), strict=False):
+        last = next((v for _, v in reversed(series) if math.isfinite(v)), math.nan)
+        legend.append(
+            f'<span style="color:{color}">&#9644;</span> {html.escape(name)} '
+            f"<b>{last:.3g}</b>"
+        )
+    return (
+        f"<figure><figcaption>{html.escape(title)}{' (log)' if as_log else ''}"
+        f"</figcaption>{svg(curves, as_log=as_log)}<p>{' &ensp; '.join(legend)}</p>"
+        "</figure>"
+    )
+
+
+def svg(curves: Mapping[str, Series], *, as_log: bool) -> str:
+    """The curves as an <svg> element; the curve of "x" has the id "curve-x"."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+
+    figure = Figure(figsize=(5.5, 2.75))
+    axes = figure.add_axes((0.12, 0.1, 0.85, 0.87), facecolor="none")
+    for color, (name, series) in zip(cycle(COLORS), curves.items(), strict=False):
+        steps, values = np.array(series, float).T
+        gaps = np.isnan(np.pad(values, 1, constant_values=np.nan))
+        alone = gaps[:-2] & gaps[2:]  # a point between two gaps is a dot
+        style = dict(color=color, marker=".", markevery=alone.tolist(), clip_on=False)
+        axes.plot(steps, values, gid=f"curve-{name}", linewidth=1.5, **style)
+    axes.set_xlim(0, max(series[-1][0] for series in curves.values()) or 1)
+    if as_log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(which="both", color=GRAY, labelcolor=GRAY)
+    axes.spines[:].set_color(GRAY)
+    axes.grid(axis="y", color=GRAY, alpha=0.25)
+    text, unsaid = io.StringIO(), ("Creator", "Date", "Format", "Type")
+    plain = dict(transparent=True, metadata=dict.fromkeys(unsaid))
+    figure.savefig(text, format="svg", **plain)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def binned(series: Series) -> list[tuple[float, float]]:
+    """At most MAX_POINTS points, each the mean of as many neighbors.
+
+    A group without one finite value is NaN, a gap.
+    """
+    size = math.ceil(len(series) / MAX_POINTS) or 1
+    points = []
+    for start in range(0, len(series), size):
+        group = series[start : start + size]
+        finite = [v for _, v in group if v is not None and math.isfinite(v)]
+        points.append((group[-1][0], sum(finite) / len(finite) if finite else math.nan))
+    return points
+
+
 def previews(folder: Path) -> Iterator[str]:
     """A strip for each kind of preview, from the first to the last."""
     kinds: dict[str, list[tuple[int, Path]]] = {}
@@ -131,9 +209,9 @@ def previews(folder: Path) -> Iterator[str]:
         if step.isdigit():
             kinds.setdefault(kind, []).append((int(step), file))
     for kind, files in kinds.items():
-        shown = "".join(thumbnail(step, file) for step, file in thinned(files))
+        images = "".join(thumbnail(step, file) for step, file in thinned(files))
         title = html.escape(kind.replace("_", " ").capitalize())
-        yield f'<h2>{title}</h2><div class="strip">{shown}</div>'
+        yield f'<h2>{title}</h2><div class="strip">{images}</div>'
 
 
 def thinned(files: list) -> list:
@@ -145,7 +223,7 @@ def thinned(files: list) -> list:
 
 
 def thumbnail(step: int, file: Path) -> str:
-    """A small picture inside the page that opens the large one."""
+    """A small image inside the page that opens the large one."""
     try:
         pixels = image.decode(file.read_bytes(), alpha=False)
     except (OSError, ValueError):

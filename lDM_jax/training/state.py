@@ -1,8 +1,8 @@
 """What training carries: `TrainState`, its averages, the loop's `Stage` contract."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lDM_jax.core.arrays import Array, Scalars
+from lDM_jax.core.arrays import Array, Batch, Scalars
 from lDM_jax.core.errors import UserError
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step i32 "" (updates done), params, their EMA, and the optimiser's state."""
+    """step i32 "" (updates done), params, their EMA, and the optimizer's state."""
 
     step: jax.Array
     params: Any
@@ -55,7 +55,7 @@ class Averages:
     """The averages of the parameters that a state carries.
 
     decay, std: of `ema`, see `averaging`. stds: of the profiles, power functions of
-    these widths, from which `training.posthoc` makes others after the run.
+    these widths, from which `training.posthoc_ema` makes others after the run.
     """
 
     decay: float = 0.9999
@@ -65,13 +65,13 @@ class Averages:
     def update(self, state: TrainState, params: Any) -> dict:
         """{"ema": ...} and, where the state has them, {"profiles": ...}."""
         step = state.step + 1
-        found = {"ema": averaging(self.decay, self.std)(state.ema, params, step)}
+        averages = {"ema": averaging(self.decay, self.std)(state.ema, params, step)}
         if self.stds:
-            found["profiles"] = tuple(
+            averages["profiles"] = tuple(
                 averaging(0.0, std)(average, params, step)
                 for std, average in zip(self.stds, state.profiles, strict=True)
             )
-        return found
+        return averages
 
 
 def apply_gradients(
@@ -107,9 +107,9 @@ def norms(grads: Any, params: Any, updates: Any) -> Scalars:
 
 
 def start_from(state: Any, initial: dict) -> Any:
-    """A new state whose parameters and EMA are the given ones, by path "a/b/c".
+    """A new state whose parameters and EMA are those of `initial`, by path "a/b/c".
 
-    Paths that are not given stay random; every leaf keeps its sharding.
+    Paths that are not in it stay random; every leaf keeps its sharding.
     """
 
     def replace(path, leaf):
@@ -130,19 +130,26 @@ def start_from(state: Any, initial: dict) -> Any:
     return state.replace(**begun)
 
 
-class Stage(NamedTuple):
-    """What the loop needs of a stage, and nothing more.
+class Stage(Protocol):
+    """What the loop needs of a stage, and nothing more."""
 
-    init:     key -> TrainState
-    step:     (state, frozen, batch, key) -> (state, scalars); pure, jitted by the loop
-    preview:  (state, frozen, batch, key) -> {name: uint8 "H W 3"}; on the host
-    evaluate: (state, frozen, batches) -> {name: float}; on the host
-    """
+    def init(self, key: Array) -> TrainState:
+        """The state of step 0."""
 
-    init: Callable
-    step: Callable
-    preview: Callable
-    evaluate: Callable
+    def step(
+        self, state: Any, frozen: Any, batch: Batch, key: Array
+    ) -> tuple[Any, Scalars]:
+        """One update; pure, jitted by the loop."""
+
+    def preview(
+        self, state: Any, frozen: Any, batch: Batch, key: Array
+    ) -> dict[str, np.ndarray]:
+        """Images uint8 "H W 3" by name; on the host."""
+
+    def evaluate(
+        self, state: Any, frozen: Any, batches: Iterable[Batch]
+    ) -> dict[str, float]:
+        """Figures of held-out batches; on the host."""
 
 
 def ema_update(ema: Any, params: Any, decay: float, step: int | Array) -> Any:

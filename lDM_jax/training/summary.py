@@ -1,7 +1,7 @@
 """What `train.py --dry_run` prints: config, parameters, memory a device, FLOPs.
 
 Everything is abstract (jax.eval_shape, jaxprs): no parameter is allocated and no data
-read, so that the largest published model is summarised on any machine. The training
+read, so that the largest published model is summarized on any machine. The training
 state is divided as `training.sharding` divides it, frozen networks are whole on every
 device. Activations are not counted: they depend on the compiler.
 
@@ -24,31 +24,27 @@ from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.sharding import sharding_table, state_sharding
-from lDM_jax.diffusion.codec import Codec
-from lDM_jax.from_config import networks
-from lDM_jax.from_config.task_settings import task_of, task_settings
-from lDM_jax.models.autoencoder import Identity
-from lDM_jax.models.lpips import LPIPS
-from lDM_jax.tasks.registry import example_shapes
-from lDM_jax.training import build, flops
-from lDM_jax.training.state import TrainState, with_profiles
+from lDM_jax.from_config import abstract
+from lDM_jax.training import flops
+from lDM_jax.training.build import AbstractRun, abstract_run
+from lDM_jax.training.state import TrainState
 
 WIDTH = 88
+TIME = jax.ShapeDtypeStruct((1,), jnp.int32)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Figures:
     """What there is to tell of one config.
 
-    state: abstract `TrainState`; player: the discriminator's, or None; frozen: trees of
-    parameters by name; passes: (name, forward passes an image, FLOPs of one).
+    state: abstract, what training carries; frozen: trees of parameters by name; passes:
+    (name, forward passes an image, FLOPs of one).
     """
 
     shape_lines: list[str]
     state: TrainState
-    player: Any = None
-    frozen: dict[str, Any] = dataclasses.field(default_factory=dict)
-    passes: list[tuple[str, float, int]] = dataclasses.field(default_factory=list)
+    frozen: dict[str, Any]
+    passes: list[tuple[str, float, int]]
 
 
 def summary(config: ConfigDict) -> str:
@@ -75,13 +71,13 @@ def summary(config: ConfigDict) -> str:
 
 
 def figures_of(config: ConfigDict) -> Figures:
-    """The figures of either stage."""
+    """The figures of a stage of either kind."""
     kinds = {
         "autoencoder": autoencoder_figures,
         "diffusion": diffusion_figures,
         "classifier": classifier_figures,
     }
-    return networks.lookup(kinds, config.stage, "config.stage")(config)
+    return kinds[config.stage](config, abstract_run(config))
 
 
 def training_flops(config: ConfigDict, devices: Any) -> float:
@@ -91,133 +87,92 @@ def training_flops(config: ConfigDict, devices: Any) -> float:
     return float(sum(times * count for _, times, count in figures_of(config).passes))
 
 
-def autoencoder_figures(config: ConfigDict) -> Figures:
+def autoencoder_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """Stage 1: autoencoder, discriminator, LPIPS."""
-    network = networks.autoencoder(config.autoencoder)
-    networks.check_pixels(config, network.factor)
-    optimizer = build.optimizer(config)
-    x = floats(1, config.data.size_px, config.data.size_px, network.image_channels)
-    params = jax.eval_shape(network.init, random_key(), x)
+    stage, state, x = run.stage, run.state, run.batch["image"]
+    network, batch_size = stage.network, config.train.batch_size
     moments = jax.eval_shape(
-        lambda params, x: network.apply(params, x, method="moments"), params, x
+        lambda params, x: network.apply(params, x, method="moments"), state.params, x
     )
-    batch = config.train.batch_size
-    found = Figures(
-        [
-            f"image {rows(batch, x)} -> moments {rows(batch, moments)}, "
-            f"f = {network.factor}"
-        ],
-        state=train_state(params, optimizer),
-        passes=[("autoencoder", 3, flops.count(network.apply, params, x))],
-    )
-    adversary = build.adversary(config)
-    if adversary is not None:
-        found.player = jax.eval_shape(adversary.init, random_key(), x)
-        variables = found.player.variables
-        found.shape_lines.append(
+    lines = [
+        f"image {rows(batch_size, x)} -> moments {rows(batch_size, moments)}, "
+        f"f = {network.factor}"
+    ]
+    passes = [("autoencoder", 3, flops.count(network.apply, state.params, x))]
+    if stage.adversary is not None:
+        variables = state.discriminator.variables
+        lines.append(
             f"discriminator: {size(variables['params']) / 1e6:.3f}M parameters beside "
-            f"these, awake from step {adversary.start_steps}"
+            f"these, awake from step {stage.adversary.start_steps}"
         )
-        found.passes.append(
-            ("discriminator", 7, flops.count(adversary.network.apply, variables, x))
-        )
-    if config.loss.perceptual_weight:
-        lpips = LPIPS()
-        found.frozen["LPIPS"] = jax.eval_shape(lpips.init, random_key(), x, x)
-        pair = flops.count(lpips.apply, found.frozen["LPIPS"], x, x)
-        found.passes.append(("LPIPS", 3, pair // 2))
-    return found
+        judge = stage.adversary.network.apply
+        passes.append(("discriminator", 7, flops.count(judge, variables, x)))
+    if "lpips" in run.frozen:
+        compare = stage.objective.perceptual.apply
+        pair = flops.count(compare, run.frozen["lpips"], x, x)
+        passes.append(("LPIPS", 3, pair // 2))
+    return Figures(lines, state, named(run.frozen), passes)
 
 
-def diffusion_figures(config: ConfigDict) -> Figures:
+def diffusion_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """Stage 2: UNet and conditioner, first stage, text tower."""
-    codec = networks.abstract_codec(config)
-    networks.check_pixels(config, codec.factor)
-    optimizer = build.optimizer(config)
-    side, batch_size = config.data.size_px, config.train.batch_size
-    model = networks.model(config, codec)
-    condition = example_shapes(task_of(config), task_settings(config), rows=1)
-    z = floats(1, *codec.latent_shape(side, side))
-    params = jax.eval_shape(model.init, random_key(), condition, z)
-    batch = {"image": floats(1, side, side, 3), **condition}
-
-    frozen = {"first_stage": codec_params(codec, batch["image"])}
-    for tower in model.towers:
-        tokens = condition[tower.reads]
-        frozen[tower.name] = jax.eval_shape(tower.network.init, random_key(), tokens)
-    cond = jax.eval_shape(model.condition, params, frozen, batch)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    passes = [("UNet", 3, flops.count(model.denoise, params, z, t, cond))]
+    model, frozen, state = run.stage.model, run.frozen, run.state
+    side, batch_size, z = config.data.size_px, config.train.batch_size, latents(run)
+    image = abstract.images(config)
+    batch = {"image": image, **run.batch}
+    cond = jax.eval_shape(model.condition, state.params, frozen, batch)
+    passes = [("UNet", 3, flops.count(model.denoise, state.params, z, TIME, cond))]
 
     # What conditions is frozen up to the conditioner, which trains.
-    encode = flops.count(codec.moments, frozen["first_stage"], batch["image"])
-    encoded = (not config.data.cache_latents) + ("mask" in condition)
-    fixed = encode * ("mask" in condition)
+    encode = flops.count(model.codec.moments, frozen["first_stage"], image)
+    fixed = encode * ("mask" in batch)
     for tower in model.towers:
-        read = flops.count(
-            tower.network.apply, frozen[tower.name], condition[tower.reads]
-        )
+        apply, tokens = tower.network.apply, batch[tower.reads]
+        read = flops.count(apply, frozen[tower.name], tokens)
         fixed += read
-        passes.append(("text tower", 1, read))
-    whole = flops.count(model.condition, params, frozen, batch)
+        passes.append(("text tower", int(tower.writes not in batch), read))
+    whole = flops.count(model.condition, state.params, frozen, batch)
     passes.append(("conditioner", 3, whole - fixed))
+    encoded = ("moments" not in batch) + ("mask" in batch)
     passes.append(("first stage's encoder", encoded, encode))
     lines = [
         f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
     ]
-    lines += [
-        f"{name} {rows(batch_size, row)}"
-        for name, row in condition.items()
-        if name != "image"
-    ]
-    names = {"first_stage": "first stage", "text": "text tower"}
-    return Figures(
-        lines,
-        state=train_state(params, optimizer, len(config.train.get("ema_stds", ()))),
-        frozen={names[name]: tree for name, tree in frozen.items() if size(tree)},
-        passes=[entry for entry in passes if entry[1] * entry[2]],
-    )
+    conditions = {n: row for n, row in run.stage.conditions.items() if n != "image"}
+    lines += [f"{name} {rows(batch_size, row)}" for name, row in conditions.items()]
+    return Figures(lines, state, named(frozen), counted(passes))
 
 
-def classifier_figures(config: ConfigDict) -> Figures:
+def classifier_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """The classifier of noisy latents, and the first stage."""
-    codec, network = networks.abstract_codec(config), networks.classifier(config)
-    networks.check_pixels(config, codec.factor)
-    side, batch_size = config.data.size_px, config.train.batch_size
-    z = floats(1, *codec.latent_shape(side, side))
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    params = jax.eval_shape(network.init, random_key(), z, t)
-    image = floats(1, side, side, 3)
-    first_stage = codec_params(codec, image)
-    encode = flops.count(codec.moments, first_stage, image)
-    encoded = int(not config.data.cache_latents)
+    stage, state, z = run.stage, run.state, latents(run)
+    first_stage, image = run.frozen["first_stage"], abstract.images(config)
+    encode = flops.count(stage.codec.moments, first_stage, image)
+    encoded = int("moments" not in run.batch)
     passes = [
-        ("classifier", 3, flops.count(network.apply, params, z, t)),
+        ("classifier", 3, flops.count(stage.network.apply, state.params, z, TIME)),
         ("first stage's encoder", encoded, encode),
     ]
-    return Figures(
-        [f"latents {rows(batch_size, z)} -> {config.num_classes} classes"],
-        state=train_state(params, build.optimizer(config)),
-        frozen={"first stage": first_stage} if size(first_stage) else {},
-        passes=[entry for entry in passes if entry[1] * entry[2]],
-    )
+    lines = [
+        f"latents {rows(config.train.batch_size, z)} -> {config.num_classes} classes"
+    ]
+    return Figures(lines, state, named(run.frozen), counted(passes))
 
 
-def codec_params(codec: Codec, image: Any) -> dict:
-    """The first stage's abstract parameters; none for pixels."""
-    if isinstance(codec.autoencoder, Identity):
-        return {}
-    return jax.eval_shape(codec.autoencoder.init, random_key(), image)
+def latents(run: AbstractRun) -> jax.ShapeDtypeStruct:
+    """One row of latents."""
+    return abstract.floats(1, *run.stage.latent_shape)
 
 
-def random_key() -> Any:
-    """An abstract random key."""
-    return jax.eval_shape(lambda: jax.random.key(0))
+def named(frozen: dict[str, Any]) -> dict[str, Any]:
+    """The frozen networks that have parameters, under names for people."""
+    names = {"first_stage": "first stage", "text": "text tower", "lpips": "LPIPS"}
+    return {names.get(n, n): tree for n, tree in frozen.items() if size(tree)}
 
 
-def floats(*shape: int) -> jax.ShapeDtypeStruct:
-    """An abstract f32 array."""
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+def counted(passes: list) -> list:
+    """The passes that cost something."""
+    return [entry for entry in passes if entry[1] * entry[2]]
 
 
 def rows(count: int, row: Any) -> tuple[int, ...]:
@@ -228,15 +183,6 @@ def rows(count: int, row: Any) -> tuple[int, ...]:
 def size(tree: Any) -> int:
     """Elements of all arrays."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def train_state(params: dict, optimizer: Any, profiles: int = 0) -> TrainState:
-    """The abstract state that training would carry, with that many more averages."""
-
-    def create(params):
-        return with_profiles(TrainState.create(params, optimizer), profiles)
-
-    return jax.eval_shape(create, params)
 
 
 def config_lines(config: ConfigDict) -> list[str]:
@@ -269,14 +215,16 @@ def parameter_table(params: dict) -> list[str]:
 def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
     """Memory of the training state and of frozen networks on each device."""
     mesh = planned_mesh(config.mesh)
+    state = dict(vars(figures.state))
     params, ema, rest = (
         bytes_a_device(tree, mesh)
         for tree in (
-            figures.state.params,
-            (figures.state.ema, getattr(figures.state, "profiles", ())),
-            (figures.state.opt_state, figures.player),
+            state.pop("params"),
+            (state.pop("ema"), state.pop("profiles", ())),
+            state,
         )
     )
+    game = ", discriminator" * bool(state.get("discriminator"))
     frozen = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(figures.frozen)
@@ -285,14 +233,14 @@ def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
         "parameters": params,
         "EMA": ema,
         "gradients": params,
-        "moments, discriminator" if figures.player else "moments": rest,
+        f"moments{game}": rest,
         "frozen": frozen,
     }
-    shown = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
+    text = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
     total, pieces = gib(sum(parts.values())), mesh.shape["fsdp"]
     return [
         f"memory a device without activations: {total} GiB (state over fsdp={pieces})",
-        *textwrap.wrap(shown, WIDTH, initial_indent="    ", subsequent_indent="    "),
+        *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
 
 
@@ -307,10 +255,10 @@ def sharding_lines(config: ConfigDict, figures: Figures) -> list[str]:
 def planned_mesh(section: ConfigDict) -> AbstractMesh:
     """The mesh of config.mesh without its devices; -1 fills those of this machine."""
     sizes = dict(section)
-    known = math.prod(count for count in sizes.values() if count != -1)
-    if known < 1 or list(sizes.values()).count(-1) > 1:
+    fixed = math.prod(count for count in sizes.values() if count != -1)
+    if fixed < 1 or list(sizes.values()).count(-1) > 1:
         raise UserError(f"config.mesh = {sizes}: sizes above 0, and at most one -1")
-    filled = max(jax.device_count() // known, 1)
+    filled = max(jax.device_count() // fixed, 1)
     shape = tuple(filled if count == -1 else count for count in sizes.values())
     return AbstractMesh(shape, tuple(sizes))
 
@@ -332,10 +280,10 @@ def gib(count: int) -> str:
 def flops_lines(passes: list[tuple[str, float, int]]) -> list[str]:
     """Training FLOPs of one image, and of which passes."""
     total = sum(times * count for _, times, count in passes)
-    shown = ", ".join(
+    text = ", ".join(
         f"{name} {times} x {count / 1e9:.4g}" for name, times, count in passes
     )
     return [
         f"training FLOPs an image: {total / 1e9:.4g} G (forward passes x GFLOP)",
-        *textwrap.wrap(shown, WIDTH, initial_indent="    ", subsequent_indent="    "),
+        *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]

@@ -104,7 +104,7 @@ def guarded(stage: Stage, root: Array, limits: Limits) -> Callable:
         fine = jnp.isfinite(jnp.stack(watched)).all()
         fine &= ~is_spike(guard, scalars["loss"], limits.spike_sigmas)
         fine &= guard.in_row < limits.max_skipped
-        kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, state)
+        state = jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, state)
         place = guard.accepted % WINDOW
         noted = guard.losses.at[place].set(scalars["loss"])
         guard = Guard(
@@ -114,7 +114,7 @@ def guarded(stage: Stage, root: Array, limits: Limits) -> Callable:
             losses=jnp.where(fine, noted, guard.losses),
         )
         counts = {"skipped": guard.skipped, "skipped_in_row": guard.in_row}
-        return kept.replace(step=new.step), guard, {**scalars, **counts}
+        return state.replace(step=new.step), guard, {**scalars, **counts}
 
     return update
 

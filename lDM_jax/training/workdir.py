@@ -68,7 +68,7 @@ class WorkDirectory:
         with contextlib.ExitStack() as stack, together("opening the work directory"):
             if is_first():
                 self.path.mkdir(parents=True, exist_ok=True)
-                # "a": the holder's name in it stays readable for whom it refuses.
+                # "a": the holder's name in it stays readable to those it refuses.
                 self._lock = stack.enter_context(open(self.path / ".lock", "a+"))
                 self._take()
                 self._check_config()
@@ -135,7 +135,7 @@ def compare(old: dict, new: dict) -> list[str]:
     unread = {f"process.{name}" for name in unread_keys(old) & unread_keys(new)}
     keys = sorted((a.keys() | b.keys()) - MAY_CHANGE - unread)
     return [
-        f"{key}: {shown(a.get(key, 'not set'))} -> {shown(b.get(key, 'not set'))}"
+        f"{key}: {short(a.get(key, 'not set'))} -> {short(b.get(key, 'not set'))}"
         for key in keys
         if (a.get(key) or None) != (b.get(key) or None)
         and not key.startswith("versions.")
@@ -143,7 +143,7 @@ def compare(old: dict, new: dict) -> list[str]:
     ]
 
 
-def shown(value: Any) -> str:
+def short(value: Any) -> str:
     """A value in a message, its middle left out where it is long."""
     text = str(value)
     return text if len(text) <= 120 else f"{text[:58]} ... {text[-57:]}"

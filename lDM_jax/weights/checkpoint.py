@@ -2,7 +2,7 @@
 
 Layout of a work directory: `checkpoints/<step>/{state,iterator,guard,config,checksums}`
 and, with an evaluation of that step, `metrics`; `damaged_checkpoints/` holds what could
-not be read, `ema_snapshots/<step>/` averages for `training.posthoc`. Keys are not
+not be read, `ema_snapshots/<step>/` averages for `training.posthoc_ema`. Keys are not
 stored: they derive from seed and step. A checkpoint says nothing of the mesh it was
 written on: it is restored onto any. With several processes all of them call everything
 here, on one shared disk. The only file that knows orbax.
@@ -38,7 +38,7 @@ ITEMS = ("state", "iterator", "guard", "config", "checksums")
 
 def _orbax():
     """orbax.checkpoint, imported at its first use: it is one of the slow imports, and
-    programs that only draw from shipped weights never need it."""
+    programs that only sample from shipped weights never need it."""
     import orbax.checkpoint
 
     return orbax.checkpoint
@@ -120,10 +120,10 @@ class Keep:
 
     def value(self, metrics: dict[str, float]) -> float:
         """The metric of one checkpoint; the worst one where it is no number."""
-        found = metrics.get(self.metric)
-        if found is None or not math.isfinite(found):
+        value = metrics.get(self.metric)
+        if value is None or not math.isfinite(value):
             return math.inf if self.mode == "min" else -math.inf
-        return found
+        return value
 
     def check(self, metrics: dict[str, float]) -> None:
         """UserError if an evaluation does not measure the metric."""
@@ -245,17 +245,17 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
-            found, reason = None, "another process cannot read it"
+            restored, reason = None, "another process cannot read it"
             try:
-                found = self._restore(step, abstract)
+                restored = self._restore(step, abstract)
             except Exception as error:  # tensorstore raises bare Exceptions
                 reason = in_one_line(error)
-            if not all_agree(found is not None):
+            if not all_agree(restored is not None):
                 damaged[step] = reason
                 continue
             for number, reason in damaged.items():
                 self._set_aside(number, reason)
-            return found
+            return restored
         if damaged:
             step, reason = next(iter(damaged.items()))
             raise UserError(
@@ -267,7 +267,7 @@ class Checkpoints:
 
     def _restore(self, step: int, abstract: Any) -> Restored:
         ocp = _orbax()
-        wanted = {
+        items = {
             "state": ocp.args.StandardRestore(abstract),
             "iterator": ocp.args.JsonRestore(),
         }
@@ -277,12 +277,12 @@ class Checkpoints:
             for name in ("checksums", "guard")
             if (self.folder / str(step) / name).is_dir()
         ]
-        wanted |= {name: ocp.args.JsonRestore() for name in there}
-        items = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        items |= {name: ocp.args.JsonRestore() for name in there}
+        stored = self._manager.restore(step, args=ocp.args.Composite(**items))
         if "checksums" in there:
-            verify(items.state, items.checksums)
-        guard = items.guard if "guard" in there else None
-        return Restored(items.state, items.iterator, guard, step)
+            verify(stored.state, stored.checksums)
+        guard = stored.guard if "guard" in there else None
+        return Restored(stored.state, stored.iterator, guard, step)
 
     def _set_aside(self, step: int, reason: str) -> None:
         log.warning(
@@ -378,8 +378,8 @@ def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def verify(tree: Any, stored: dict[str, int]) -> None:
     """Raise ValueError naming the leaves whose checksum is not the stored one."""
-    found = checksums(tree)
-    wrong = sorted(p for p in found.keys() | stored if found.get(p) != stored.get(p))
+    sums = checksums(tree)
+    wrong = sorted(p for p in sums.keys() | stored if sums.get(p) != stored.get(p))
     if wrong:
         raise ValueError(f"wrong checksum of {', '.join(wrong[:3])}")
 

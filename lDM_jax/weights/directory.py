@@ -3,7 +3,7 @@
 Owns the safetensors door and the names of shipped weights (lDM_jax/assets/<name>/). A
 parameter tree is stored under "/"-joined paths, f32 or f16, and read back as f32; large
 ones in several files with an index. `save_lazily` and `open_lazily` hold one array at a
-time. Work directories of runs are `training.checkpoint`'s affair.
+time. Work directories of runs are `weights.checkpoint`'s.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.files import ASSETS
+from lDM_jax.core.files import ASSETS, replacing, write_json
 from lDM_jax.weights import torch_file
 from lDM_jax.weights.name_maps import Lazy, as_lazy
 from lDM_jax.weights.name_maps import Path as Names
@@ -73,12 +73,12 @@ def open_lazily(path: Path) -> tuple[dict, dict[Names, Lazy]]:
     """(config, parameters by path), each array read (f32) when it is made."""
     single = path / WEIGHTS
     read = torch_file.read if single.is_file() else torch_file.read_index
-    found = read(single if single.is_file() else path / INDEX)
+    arrays = read(single if single.is_file() else path / INDEX)
 
     def lazy(name: str) -> Lazy:
-        return Lazy(found.shapes[name], lambda: to_f32(found[name]))
+        return Lazy(arrays.shapes[name], lambda: to_f32(arrays[name]))
 
-    return read_config(path), {tuple(name.split("/")): lazy(name) for name in found}
+    return read_config(path), {tuple(name.split("/")): lazy(name) for name in arrays}
 
 
 def _files(path: Path) -> list[Path]:
@@ -126,8 +126,8 @@ def save_lazily(
             file = SHARD.format(index, len(groups))
             write_tensors(path / file, group, dtype=dtype)
             places |= dict.fromkeys(group, file)
-        (path / INDEX).write_text(json.dumps({"weight_map": places}, indent=1) + "\n")
-    (path / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        write_json(path / INDEX, {"weight_map": places})
+    write_json(path / CONFIG, config)
 
 
 def _groups(named: dict[str, Lazy], itemsize: int) -> list[dict[str, Lazy]]:
@@ -166,24 +166,20 @@ def write_tensors(
         header["__metadata__"] = metadata
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
+    with replacing(file) as partial:
         with partial.open("wb") as stream:
             stream.write(struct.pack("<Q", len(text)) + text)
             for lazy in tensors.values():
                 stream.write(little_endian(lazy, dtype))
         partial.chmod(0o644)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def little_endian(lazy: Lazy, dtype: np.dtype) -> memoryview:
     """The bytes of an array in C order."""
-    made = lazy.make()
-    if made.shape != lazy.shape:
-        raise ValueError(f"an array of {made.shape} was announced as {lazy.shape}")
-    array = np.ascontiguousarray(made, dtype.newbyteorder("<"))
+    array = lazy.make()
+    if array.shape != lazy.shape:
+        raise ValueError(f"an array of {array.shape} was announced as {lazy.shape}")
+    array = np.ascontiguousarray(array, dtype.newbyteorder("<"))
     return array.reshape(-1).view(np.uint8).data
 
 

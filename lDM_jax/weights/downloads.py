@@ -7,7 +7,6 @@ then renamed. A file put there by hand is as good, and is checked as well.
 import hashlib
 import http.client
 import os
-import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 
 TIMEOUT_SECS = 10
 CHUNK_BYTES = 2**20
@@ -36,9 +36,9 @@ def fetch(url: str, *, sha256_prefix: str, name: str = "", otherwise: str = "") 
     path = cache_folder() / (name or Path(urlsplit(url).path).name)
     if path.is_file():
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         try:
-            _check(found, sha256_prefix)
+            _check(digest, sha256_prefix)
         except OSError as error:
             raise UserError(
                 f"{path} is not the file of {url} ({error}): delete or replace it"
@@ -61,9 +61,8 @@ def fetch(url: str, *, sha256_prefix: str, name: str = "", otherwise: str = "") 
 
 def _download(url: str, path: Path, sha256_prefix: str) -> None:
     """Fetch, check and rename; OSError for what is cut short or another file."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     digest, size = hashlib.sha256(), 0
-    try:
+    with replacing(path, shared=True) as partial:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECS) as reply:
             total = int(reply.headers.get("Content-Length") or 0)
             unit = dict(unit="B", unit_scale=True)
@@ -77,13 +76,11 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
         if size < total:
             raise OSError(f"it ended after {size} of {total} bytes")
         _check(digest.hexdigest(), sha256_prefix)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _check(found: str, sha256_prefix: str) -> None:
+def _check(digest: str, sha256_prefix: str) -> None:
     """OSError unless the digest begins with the prefix."""
-    if not found.startswith(sha256_prefix):
-        shown = f"{found[:8]} instead of {sha256_prefix[:8]}"
-        raise OSError(f"its SHA-256 begins with {shown}")
+    if not digest.startswith(sha256_prefix):
+        raise OSError(
+            f"its SHA-256 begins with {digest[:8]} instead of {sha256_prefix[:8]}"
+        )

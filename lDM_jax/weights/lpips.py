@@ -2,7 +2,7 @@
 
 The heads (6 KB) are shipped: `assets/lpips_vgg_heads.safetensors` holds the entries of
 weights/v0.1/vgg.pth of the package lpips 0.1.4 as they are. VGG16's convolutions (59 MB
-of a file of 553 MB) are looked for at the path given, then in the cache, and are else
+of a file of 553 MB) are looked for at that path, then in the cache, and are else
 downloaded into it (`downloads.fetch`).
 """
 

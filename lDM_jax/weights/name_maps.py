@@ -1,6 +1,6 @@
 """Weights of other programs <-> our parameter trees, by exact cover.
 
-Owns the axis orders and the mechanics; the tables of names are `names`' affair. Reads
+Owns the axis orders and the mechanics; the tables of names are in `interop`. Reads
 no file and needs no torch: a state dict is a mapping from names to numpy arrays, such
 as `torch_file.read` gives. `Lazy` arrays are read and turned one at a time, so that a
 checkpoint may exceed the memory.
@@ -60,7 +60,7 @@ Names = dict[str, Entry]
 
 
 class Lazy(NamedTuple):
-    """An array that is made when it is asked for, so that one at a time is held."""
+    """An array that is made when asked for, so that one at a time is in memory."""
 
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
@@ -99,8 +99,8 @@ def from_original(
     state_dict: StateDict, names: Names, *, ignored: Sequence[str] = ()
 ) -> dict:
     """A foreign state dict -> variables {"params": ...}, f32 numpy, all at once."""
-    found = lazy_from_original(state_dict, names, ignored=ignored)
-    arrays = {path: lazy.make() for path, lazy in found.items()}
+    lazies = lazy_from_original(state_dict, names, ignored=ignored)
+    arrays = {path: lazy.make() for path, lazy in lazies.items()}
     return {"params": unflatten_dict(arrays)}
 
 
@@ -113,7 +113,7 @@ def lazy_from_original(
     names begin with one of `ignored`. Otherwise UserError with three lists of entries:
     missing, unexpected, mismatched (in shape).
     """
-    wanted = {name for name, entry in names.items() if entry.path is not None}
+    needed = {name for name, entry in names.items() if entry.path is not None}
     shapes = shapes_of(state_dict)
     left = shapes.keys() - names.keys()
     unexpected = {name for name in left if not name.startswith(tuple(ignored))}
@@ -122,7 +122,7 @@ def lazy_from_original(
         for name, entry in names.items()
         if shapes.get(name, entry.shape) != entry.shape
     ]
-    _report(wanted - shapes.keys(), unexpected, mismatched)
+    _report(needed - shapes.keys(), unexpected, mismatched)
     sources: dict[Path, list[tuple[str, Entry]]] = {}
     for name, entry in names.items():
         if entry.path is not None:
@@ -175,14 +175,14 @@ def lazy_to_original(params: Mapping[Path, Lazy], names: Names) -> dict[str, Laz
 
     UserError with the three lists when these are not exactly the map's parameters.
     """
-    wanted = {entry.path for entry in names.values() if entry.path is not None}
+    needed = {entry.path for entry in names.values() if entry.path is not None}
     mismatched = [
         f"{name} from {params[entry.path].shape} instead of {entry.ours}"
         for name, entry in names.items()
         if entry.path in params and params[entry.path].shape != entry.ours
     ]
-    missing = map("/".join, wanted - params.keys())
-    _report(missing, map("/".join, params.keys() - wanted), mismatched)
+    missing = map("/".join, needed - params.keys())
+    _report(missing, map("/".join, params.keys() - needed), mismatched)
 
     def lazy(entry: Entry) -> Lazy:
         def make() -> np.ndarray:
@@ -200,8 +200,8 @@ def _report(missing, unexpected, mismatched) -> None:
 
     def show(items) -> str:
         items = sorted(items)
-        shown = ", ".join(items[:8]) or "none"
-        return shown + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+        text = ", ".join(items[:8]) or "none"
+        return text + (f" and {len(items) - 8} more" if len(items) > 8 else "")
 
     missing, unexpected = list(missing), list(unexpected)
     if missing or unexpected or mismatched:
@@ -243,8 +243,8 @@ def split_qkv(names: Names, letter: str, heads: Callable[[int], int]) -> Names:
     """
     split: Names = {}
     for name, entry in names.items():
-        before, found, after = name.partition(".qkv.")
-        if not found:
+        before, qkv, after = name.partition(".qkv.")
+        if not qkv:
             split[name] = entry
             continue
         shape = (entry.shape[0] // 3, *entry.shape[1:])

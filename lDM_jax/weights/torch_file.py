@@ -103,11 +103,11 @@ class TorchFile(Mapping):
         array = np.lib.stride_tricks.as_strided(array, view.shape, strides)
         if view.widen:
             bits = array.astype(np.uint32) << np.uint32(16)
-            found = bits.view(np.float32)
+            numbers = bits.view(np.float32)
         else:
-            found = array.astype(view.dtype.newbyteorder("="), order="C")
+            numbers = array.astype(view.dtype.newbyteorder("="), order="C")
         self._release(begin, end)
-        return found
+        return numbers
 
     def _release(self, begin: int, end: int) -> None:
         """Give back the pages of bytes that were read: they count as our memory."""
@@ -176,8 +176,8 @@ def read_index(path: str | os.PathLike) -> Shards:
     if outside or not named:
         raise UserError(f"{path} names no files beside it: {outside[:1]}")
     files = {file: read(path.parent / file) for file in sorted(set(named.values()))}
-    held = {(name, file) for file, inner in files.items() for name in inner}
-    wrong = sorted(held ^ set(named.items()))
+    contents = {(name, file) for file, inner in files.items() for name in inner}
+    wrong = sorted(contents ^ set(named.items()))
     if wrong:
         raise UserError(
             f"{path} and its files disagree about {len(wrong)} entries: "
@@ -193,11 +193,11 @@ class _Refused(ValueError):
 def _line(text: str, limit: int) -> str:
     """Printable text of one line and at most `limit` characters."""
     text = " ".join(text[: 2 * limit].split())
-    shown = "".join(
+    printable = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
-    return shown if len(shown) <= limit else shown[:limit] + ".."
+    return printable if len(printable) <= limit else printable[:limit] + ".."
 
 
 def _views(data: mmap.mmap) -> dict[str, View]:
@@ -228,9 +228,9 @@ def _read_zip(data: mmap.mmap) -> dict[str, View]:
     pickled = _load(io.BytesIO(_content(data, members[f"{root}data.pkl"])))
     order = members.get(f"{root}byteorder")
     big = order is not None and _content(data, order) == b"big"
-    found = _tensors(pickled)
+    tensors = _tensors(pickled)
     spans = {}
-    for tensor in found.values():
+    for tensor in tensors.values():
         key = tensor.storage.key
         if key not in spans:
             if f"{root}data/{key}" not in members:
@@ -238,7 +238,7 @@ def _read_zip(data: mmap.mmap) -> dict[str, View]:
             spans[key] = _span(data, members[f"{root}data/{key}"])
     return {
         name: _check(name, tensor, spans[tensor.storage.key], big=big)
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
     }
 
 
@@ -281,14 +281,14 @@ def _read_stacked(data: mmap.mmap) -> dict[str, View]:
         raise _Refused(f"is a torch file of another protocol than {PROTOCOL}")
     _load(stream)
     pickled, keys = _load(stream), _load(stream).value
-    found = _tensors(pickled)
+    tensors = _tensors(pickled)
     spans = _stacked_spans(data, stream.tell(), keys, pickled.storages)
-    absent = sorted({tensor.storage.key for tensor in found.values()} - spans.keys())
+    absent = sorted({tensor.storage.key for tensor in tensors.values()} - spans.keys())
     if absent:
         raise _Refused(f"is incomplete: it has no storage {absent[0]}")
     return {
         name: _check(name, tensor, spans[tensor.storage.key])
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
     }
 
 
@@ -338,8 +338,8 @@ def _tensors(pickled: Pickled) -> dict[str, Tensor]:
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(_line(name, 80) for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    text = ", ".join(_line(name, 80) for name in names[:8])
+    return text + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _read_safetensors(data: mmap.mmap, header: int) -> dict[str, View]:

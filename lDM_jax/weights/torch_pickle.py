@@ -240,10 +240,10 @@ class _Machine:
         self.stack.pop()
 
     def on_binpersid(self, _) -> None:
-        found = _storage(self.stack.pop())
-        if isinstance(found, Storage):
-            self.storages[found.key] = found
-        self.stack.append(found)
+        value = _storage(self.stack.pop())
+        if isinstance(value, Storage):
+            self.storages[value.key] = value
+        self.stack.append(value)
 
 
 def _storage(reference: Any) -> Storage | Opaque:
@@ -287,6 +287,6 @@ def _ordered(arguments: tuple) -> dict:
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list):
         raise BrokenPickle("an OrderedDict of something that is no list")
-    found = {key: value for key, value in pairs if isinstance(key, str)}
+    entries = {key: value for key, value in pairs if isinstance(key, str)}
     pairs.clear()
-    return found
+    return entries

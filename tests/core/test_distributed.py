@@ -186,7 +186,7 @@ def test_flags_and_environment_describe_the_run():
     ],
 )
 def test_who_trains_together_is_found(environment, several):
-    assert distributed.found(environment) == several
+    assert distributed.in_cluster(environment) == several
 
 
 def test_one_process_trains_alone():

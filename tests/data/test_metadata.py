@@ -149,7 +149,7 @@ def test_label_maps_of_grey_and_palette_pictures_and_masks(tmp_path):
 def test_a_map_in_colour_is_refused(tmp_path):
     describe(tmp_path, {"file_name": "a.png", "segmentation": "map.png"})
     draw(tmp_path / "map.png", colour=(1, 2, 3))
-    with pytest.raises(BadExample, match="map.png is in colour"):
+    with pytest.raises(BadExample, match="map.png is in color"):
         FolderSource(tmp_path)[0]
 
 

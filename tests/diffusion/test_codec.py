@@ -102,7 +102,7 @@ def test_a_diffusion_over_pixels_builds_and_steps():
     key = jax.random.key(0)
     state = jax.eval_shape(made.stage.init, key)
     step = made.stage.step
-    _, scalars = jax.eval_shape(step, state, {}, made.example_batch, key)
+    _, scalars = jax.eval_shape(step, state, {}, next(made.iterator), key)
     assert scalars["loss"].shape == ()
 
 

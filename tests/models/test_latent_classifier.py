@@ -9,20 +9,21 @@ from lDM_jax.diffusion.codec import Codec
 from lDM_jax.diffusion.process import Process
 from lDM_jax.models.autoencoder import Identity
 from lDM_jax.models.latent_classifier import LatentClassifier
-from lDM_jax.training.classifier import make_stage
+from lDM_jax.training.classifier import ClassifierStage
+from lDM_jax.training.state import Averages
 
 CLASSES, FROZEN = 5, {"first_stage": {}}
 
 
 def test_it_starts_at_chance_and_learns_one_batch():
     network = LatentClassifier(CLASSES, 8, (1, 2), 1, (2,), num_heads=2, num_groups=4)
-    stage = make_stage(
+    stage = ClassifierStage(
         network,
         Process.discrete(),
         Codec(Identity()),
         optax.adam(1e-2),
         latent_shape=(8, 8, 3),
-        ema_decay=0.5,
+        averages=Averages(0.5),
     )
     labels = np.arange(8, dtype=np.int32) % CLASSES
     # a class is a colour: what remains to be seen through the noise

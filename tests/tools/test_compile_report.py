@@ -19,13 +19,14 @@ from jax.sharding import PartitionSpec as P
 from lDM_jax.core.sharding import make_mesh
 from lDM_jax.from_config.config_file import read_config
 from lDM_jax.tools.compile_report import (
-    abstract,
     collectives,
     compile_sampler,
     does_not_fit,
     report,
     shape_bytes,
 )
+from lDM_jax.training import experiment
+from lDM_jax.training.build import abstract_run
 
 ROOT = Path(__file__).parents[2]
 HLO = """
@@ -90,11 +91,46 @@ def call(*flags):
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("kl_f8", ["train.ema_std=0.1"]),
+        ("vq_f4", ["loss.codebook_decay=0.99", "train.ema_std=0.1"]),
+        ("emoji", ["train.ema_stds=(0.05, 0.1)", "data.cache_latents=False"]),
+        ("emoji_class", ["train.ema_std=0.1", "loss.log_variance=True"]),
+        ("emoji_classifier", ["train.ema_std=0.1"]),
+    ],
+)
+def test_what_is_compiled_is_what_train_runs(config, changes):
+    """State, frozen networks and batch by shape; the step by its program's text."""
+    config = read_config(f"configs/{config}.py:smoke", changes)
+    made = experiment.make(config)
+    batch = next(made.iterator)
+    made.iterator.close()
+    run, key = abstract_run(config), jax.random.key(0)
+    state = jax.eval_shape(made.stage.init, key)
+    assert shapes(run.state) == shapes(state)
+    assert shapes(run.frozen) == shapes(made.frozen)
+    assert shapes(run.batch) == shapes({n: v[:1] for n, v in batch.items()})
+    shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    ours, theirs = (
+        jax.jit(stage.step).lower(run.state, run.frozen, shape, key).as_text()
+        for stage in (run.stage, made.stage)
+    )
+    assert ours == theirs
+
+
+def shapes(tree):
+    """(structure, shapes and types) of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
 def test_a_sampler_without_a_condition_has_rows_to_draw():
     """Of cached latents a batch has nothing else than what is not sampled from."""
     config = read_config("configs/emoji_unconditional.py:smoke", [])
     config.data.cache_latents = True
-    compiled = compile_sampler(abstract(config), make_mesh(), 8)
+    compiled = compile_sampler(abstract_run(config), make_mesh(), 8)
     drawn = jax.tree.leaves(compiled.out_info)[0]
     assert drawn.shape[0] == 8
 

@@ -124,7 +124,7 @@ def test_adaptive_weight_is_a_ratio_of_norms_with_a_ceiling():
     assert float(losses.adaptive_weight(rec, 0 * gen)) == pytest.approx(1e4)
 
 
-def adversarial_stage(*, start_steps, codes=None, objective=None):
+def adversarial_stage(*, start_steps, codes=None, **options):
     network = Autoencoder(**SMALL, num_codes=codes)
     adversary = Adversary(
         PatchDiscriminator(width=8, num_layers=1),
@@ -132,12 +132,12 @@ def adversarial_stage(*, start_steps, codes=None, objective=None):
         start_steps=start_steps,
         weight=0.5,
     )
-    return stage1.make_stage(
+    return stage1.AutoencoderStage(
         network,
         optax.adam(1e-3),
         image_size_px=16,
         adversary=adversary,
-        objective=objective,
+        **options,
     )
 
 
@@ -167,7 +167,7 @@ def test_the_discriminator_sleeps_then_wakes_without_a_retrace():
 
 def test_the_sleeping_game_changes_nothing_for_the_autoencoder():
     network = Autoencoder(**SMALL)
-    plain = stage1.make_stage(network, optax.adam(1e-3), image_size_px=16)
+    plain = stage1.AutoencoderStage(network, optax.adam(1e-3), image_size_px=16)
     game = adversarial_stage(start_steps=10)
     batch = {"image": jnp.asarray(np.tanh(rule.noise("x", (2, 16, 16, 3))))}
     ends = []
@@ -261,7 +261,7 @@ def test_bf16_compute_keeps_parameters_losses_and_logits_in_f32():
     """By tracing alone: inner arrays are bf16, what leaves the networks is f32."""
     half = jnp.bfloat16
     disc = PatchDiscriminator(width=8, num_layers=1, dtype=half)
-    stage = stage1.make_stage(
+    stage = stage1.AutoencoderStage(
         Autoencoder(**SMALL, dtype=half),
         optax.adam(1e-3),
         image_size_px=16,

@@ -207,7 +207,7 @@ def test_a_training_step(kind, loss, awake):
         loss=loss,
     )
     objective = stage1.Objective(perceptual=lpips, kl_weight=KL_WEIGHT)
-    stage = stage1.make_stage(
+    stage = stage1.AutoencoderStage(
         network,
         keep_gradient(kind),
         image_size_px=SIDE,

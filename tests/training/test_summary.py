@@ -25,16 +25,16 @@ from lDM_jax.models.unet import UNet
 from lDM_jax.training import diffusion as stage2
 from lDM_jax.training import flops
 from lDM_jax.training.summary import (
-    autoencoder_figures,
     bytes_a_device,
-    diffusion_figures,
+    figures_of,
     planned_mesh,
     summary,
 )
 
 
-def passes_of(figures) -> dict:
-    return {name: (times, count) for name, times, count in figures.passes}
+def passes_of(config) -> dict:
+    passes = figures_of(config).passes
+    return {name: (times, count) for name, times, count in passes}
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), (1, 8)])
@@ -79,10 +79,10 @@ def test_training_costs_three_forward_passes():
         unet, Conditioner(), Process.discrete(), networks.Codec(Identity())
     )
     image = np.zeros((1, 8, 8, 3), np.float32)
-    stage = stage2.make_stage(
+    stage = stage2.DiffusionStage(
         model,
         optax.sgd(1.0),
-        example_batch={"image": image},
+        conditions={},
         latent_shape=(8, 8, 3),
     )
     key = jax.random.key(0)
@@ -98,34 +98,34 @@ def test_training_costs_three_forward_passes():
 @pytest.mark.slow
 def test_flops_of_a_published_unet():
     """103.6 billion multiply-adds: arXiv 2212.09748, section 5.1, of LDM-4."""
-    found = passes_of(diffusion_figures(imagenet_class_ldm4.get_config()))
+    found = passes_of(imagenet_class_ldm4.get_config())
     times, count = found["UNet"]
     assert times == 3 and count == pytest.approx(2 * 103.6e9, rel=0.01)
 
 
 def test_what_is_frozen_passes_once():
     inpaint, plain = (
-        passes_of(diffusion_figures(module.get_config("smoke")))
+        passes_of(module.get_config("smoke"))
         for module in (places_inpaint_ldm4, celebahq_ldm4)
     )
     assert inpaint["first stage's encoder"][0] == 2  # picture and masked picture
     assert plain["first stage's encoder"][0] == 1
     assert set(plain) == {"UNet", "first stage's encoder"}
-    cached = passes_of(diffusion_figures(emoji.get_config("smoke")))
+    cached = passes_of(emoji.get_config("smoke"))
     assert set(cached) == {"UNet", "conditioner"}
 
 
 def test_the_discriminator_and_lpips_count():
     """VGG16 has 15.35 billion multiply-adds at 224 px without its dense layers."""
     config = kl_f8.get_config()
-    found = passes_of(autoencoder_figures(config))
+    found = passes_of(config)
     times, count = found["LPIPS"]
     assert times == 3
     assert count == pytest.approx(2 * 15.35e9 * (256 / 224) ** 2, rel=0.01)
     assert found["discriminator"][0] == 7
     with config.unlocked():
         config.loss.perceptual_weight = config.discriminator.factor = 0.0
-    assert set(passes_of(autoencoder_figures(config))) == {"autoencoder"}
+    assert set(passes_of(config)) == {"autoencoder"}
 
 
 @pytest.mark.parametrize("config", [imagenet_class_ldm4, kl_f8])

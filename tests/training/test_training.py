@@ -74,10 +74,16 @@ def test_a_preview_without_a_condition_draws_every_row_once():
             denoise=denoise,
             codec=SimpleNamespace(decode=lambda params, z: z),
         )
-        draw = diffusion.make_sampler(model, diffusion.PreviewSettings(steps=2))
+        stage = diffusion.DiffusionStage(
+            model,
+            None,
+            conditions={},
+            latent_shape=(2, 2, 1),
+            previews=diffusion.PreviewSettings(steps=2, guidance=3.0),
+        )
         keys = jax.random.split(jax.random.key(0), 3)
         frozen = {"first_stage": None}
-        assert draw({}, frozen, {}, (2, 2, 1), keys, 3.0).shape == (3, 2, 2, 1)
+        assert stage.sample({}, frozen, {}, keys).shape == (3, 2, 2, 1)
         assert set(seen) == {rows}
         seen.clear()
 

@@ -29,7 +29,7 @@ from lDM_jax.models.conditioners import AsItIs, ClassConditioner, Conditioner
 from lDM_jax.models.unet import UNet
 from lDM_jax.training import diffusion as stage2
 from lDM_jax.training.optim import make_optimizer
-from lDM_jax.training.state import TrainState
+from lDM_jax.training.state import Averages, TrainState
 from lDM_jax.weights.name_maps import from_original, to_original
 from tests.reference import rule
 
@@ -126,13 +126,13 @@ def our_training(process: Process, start: dict) -> tuple[list[float], dict]:
         unet, Conditioner(routes, encoders), process, Codec(Identity())
     )
     optimizer, _ = make_optimizer(learning_rate=RATE, weight_decay=DECAY)
-    stage = stage2.make_stage(
+    stage = stage2.DiffusionStage(
         model,
         optimizer,
-        example_batch=batch_of(0),
+        conditions=batch_of(0),
         latent_shape=(8, 8, 4),
         drop_rate=DROP_RATE,
-        ema_decay=EMA_DECAY,
+        averages=Averages(EMA_DECAY),
     )
     table = names.diffusers_unet_names(unet)
     entries = {name: value.numpy() for name, value in start.items()}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from lDM_jax.core import rng
 from lDM_jax.core.errors import UserError
 from lDM_jax.training.optim import make_optimizer
-from lDM_jax.training.state import Stage, TrainState
+from lDM_jax.training.state import TrainState
 from lDM_jax.training.update_guard import WINDOW, Guard, Limits, guarded
 
 ROOT = jax.random.key(7)
@@ -30,7 +31,7 @@ def stage():
         scalars = {"loss": batch["loss"], "gnorm": batch["gnorm"], "noise": noise}
         return TrainState(state.step + 1, params, params, state.opt_state), scalars
 
-    return Stage(init, step, None, None)
+    return SimpleNamespace(init=init, step=step)
 
 
 def drive(losses, limits=None, gnorms=None):

@@ -22,8 +22,9 @@ from lDM_jax.models.autoencoder import Identity
 from lDM_jax.models.conditioners import Conditioner
 from lDM_jax.training import experiment as experiment_lib
 from lDM_jax.training import loop
-from lDM_jax.training.diffusion import make_stage
+from lDM_jax.training.diffusion import DiffusionStage
 from lDM_jax.training.optim import make_optimizer
+from lDM_jax.training.state import Averages
 from tests import toy_run
 
 
@@ -105,14 +106,17 @@ class Small(nn.Module):
         )
 
 
-def small_stage(**options):
+def small_stage(log_variance=False, **options):
     model = LatentDiffusion(
-        Small(), Conditioner(), Process.discrete(), Codec(Identity())
+        Small(),
+        Conditioner(),
+        Process.discrete(),
+        Codec(Identity()),
+        log_variance=log_variance,
     )
     optimizer, _ = make_optimizer(learning_rate=0.01, clip_norm=0.1)
-    batch = {"moments": np.zeros((1, 4, 4, 3), np.float32)}
     shape = dict(latent_shape=(4, 4, 3), drop_rate=0.0)
-    return make_stage(model, optimizer, example_batch=batch, **shape, **options)
+    return DiffusionStage(model, optimizer, conditions={}, **shape, **options)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -145,7 +149,7 @@ def test_a_step_reports_norms_and_errors_by_time(parts):
 
 
 def test_the_log_variance_is_trained_with_the_network():
-    stage = small_stage(log_variance=True, ema_stds=(0.05,))
+    stage = small_stage(log_variance=True, averages=Averages(stds=(0.05,)))
     z = jax.random.normal(jax.random.key(5), (64, 4, 4, 3))
     state, step = stage.init(jax.random.key(0)), jax.jit(stage.step)
     losses = []
