@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import first_stages, second_stages
+from configs import common
 from lDM_jax.from_config import networks as networks_lib
 from lDM_jax.interop import names, names_text
 from lDM_jax.tasks import task
@@ -172,10 +172,9 @@ def test_every_released_parameter_has_a_place(model):
 
 
 def test_every_config_is_tested():
-    folder = Path(first_stages.__file__).parent
-    others = {"__init__", "common", "data", "first_stages", "second_stages"}
-    files = {path.stem for path in folder.glob("*.py")} - others
-    files -= {*first_stages.NETWORKS}
+    folder = Path(common.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "common"}
+    files -= {*common.FIRST_STAGES}
     files -= {name for name in files if name.startswith("emoji")}  # not the paper's
     assert {model.partition(":")[0] for model in ALL} == files
 
@@ -215,10 +214,10 @@ def test_unknown_arguments_are_refused(model, words):
 
 
 def test_arguments_combine():
-    assert second_stages.choose("big,smoke", "big") == ("big", "smoke")
-    assert second_stages.choose("smoke,big", "big") == ("big", "smoke")
-    assert second_stages.choose("smoke", "big") == ("", "smoke")
-    assert second_stages.choose("", "big") == ("", "")
+    assert common.choose("big,smoke", "big") == ("big", "smoke")
+    assert common.choose("smoke,big", "big") == ("big", "smoke")
+    assert common.choose("smoke", "big") == ("", "smoke")
+    assert common.choose("", "big") == ("", "")
 
 
 # Rombach et al. 2022, tables 12 to 15: base rate times batch, as the release has it.
@@ -269,7 +268,7 @@ def test_pictures_are_cut_as_the_original_cut_them(model, cut):
 def test_the_first_stage_comes_from_the_table():
     for model, name in (("churches_ldm8", "kl_f8"), ("coco_layout_ldm8", "vq_f8")):
         network = config_of(model).first_stage.network
-        assert network.to_dict() == first_stages.network(name).to_dict()
+        assert network.to_dict() == common.first_stage_network(name).to_dict()
     # Latents of VQ stages are not rescaled, those of churches are measured.
     assert config_of("celebahq_ldm4").first_stage.scale == 1
     assert config_of("churches_ldm8").first_stage.scale == 0
