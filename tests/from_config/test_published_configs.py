@@ -4,6 +4,7 @@ Counts are those of the original program (UNet and conditioner), names and shape
 of the released models. Everything is abstract.
 """
 
+import ast
 import functools
 import importlib
 import math
@@ -169,6 +170,21 @@ def test_every_released_parameter_has_a_place(model):
     """Names and shapes of the whole released model, and nothing else."""
     released = rule.read_shapes(STATE_DICTS / f"{RELEASED[model]}.tsv.gz")
     assert released_names(model) == released
+
+
+def test_recipes_are_read_in_two_files():
+    """Every config imports `common` alone, and says how it is run."""
+    for path in Path(common.__file__).parent.glob("*.py"):
+        if path.stem in ("__init__", "common"):
+            continue
+        tree = ast.parse(path.read_text())
+        lines = [ast.unparse(node) for node in tree.body]
+        imports = {line for line in lines if "import" in line.split()[:3]}
+        assert imports - {"from ml_collections import ConfigDict"} == {
+            "from configs import common"
+        }, path
+        command = f"python train.py --config=configs/{path.name}"
+        assert command in ast.get_docstring(tree), path
 
 
 def test_every_config_is_tested():
