@@ -46,7 +46,7 @@ def first_stage(args):
     import jax.numpy as jnp
     from ml_collections import ConfigDict
 
-    from configs import first_stages
+    from configs import common
     from lDM_jax.diffusion.codec import Codec
     from lDM_jax.from_config import networks
 
@@ -54,7 +54,7 @@ def first_stage(args):
         return networks.first_stage(
             ConfigDict({"first_stage": {"path": "emoji_kl_f8", "scale": 0.0}})
         )
-    section = first_stages.network("vq_f4_noattn", width=args.width)
+    section = common.first_stage_network("vq_f4_noattn", width=args.width)
     network = networks.autoencoder(section)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     rng = np.random.default_rng(0)

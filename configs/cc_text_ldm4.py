@@ -3,7 +3,7 @@
     python train.py --config=configs/cc_text_ldm4.py --workdir=runs/captions \\
         --config.data.path=DIR --config.first_stage.path=FIRST_STAGE
 
-DIR: see CAPTIONS in configs/data.py.
+DIR: see CAPTIONS in configs/common.py.
 FIRST_STAGE: configs/vq_f4.py. Batch 28, learning rate 5.6e-5 = 2e-6 x 28 (release; it
 is not in the paper's tables). The iterations are not published: 1M here. Result: FID
 16.79, IS 13.89 with 100 DDIM steps, eta 0 (the release's table; authors' figure). One
@@ -11,19 +11,25 @@ head: the release's config asks for 32 channels a head, the program it was train
 ignored that.
 """
 
-from configs import data, second_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return second_stages.recipe(
-        arg,
+    config = common.diffusion(
         task="text",
-        first_stage="vq_f4",
-        unet=dict(num_heads=1, context_width=640, **second_stages.TEXT_F4_UNET),
+        data=common.CAPTIONS,
+        first_stage=dict(scale=1.0, network=common.first_stage_network("vq_f4")),
+        unet=dict(
+            width=192,
+            width_mults=(1, 2, 3, 5),
+            attn_factors=(8, 4, 2),
+            num_heads=1,
+            head_channels=0,
+            context_width=640,
+        ),
         text=dict(width=640, depth=32),
-        learning_rate=5.6e-5,
-        batch_size=28,
-        num_steps=1_000_000,
+        optimizer=dict(learning_rate=2e-6 * 28),
+        train=dict(batch_size=28, num_steps=1_000_000),
         sample=dict(steps=100),
-        data=data.CAPTIONS,
     )
+    return common.finish(config, arg)

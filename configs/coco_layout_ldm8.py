@@ -11,21 +11,29 @@ is 371.1M, with 8 layers (--config.text.depth=8) 345.9M. Attention resolutions, 
 and loss are not published: 32, 16, 8 and those of openimages_layout_ldm4.
 """
 
-from configs import data, second_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return second_stages.layout(
-        arg,
-        first_stage="vq_f8",
+    config = common.diffusion(
+        task="layout",
+        data=dict(source="coco", crop="random", filter="linear", flip=0.5),
+        first_stage=dict(scale=1.0, network=common.first_stage_network("vq_f8")),
         unet=dict(
             width=192,
+            width_mults=(1, 2, 4),
+            attn_factors=(4, 2, 1),
             transformer_depth=2,
             dropout=0.1,
-            **second_stages.SMALL_UNET,
+            num_heads=1,
+            head_channels=0,
+            context_width=512,
         ),
-        batch_size=48,
-        num_steps=170_000,
+        text=dict(width=512, depth=16, max_length=92, vocab_size=8192),
+        process=dict(linear_start=0.0015, linear_end=0.0205),
+        loss=dict(loss="l1"),
+        optimizer=dict(learning_rate=4.8e-5),
+        train=dict(batch_size=48, num_steps=170_000),
         sample=dict(steps=100),
-        data=data.COCO,
     )
+    return common.finish(config, arg)

@@ -14,50 +14,32 @@ from configs import common
 
 
 def get_config(arg: str = ""):
-    kind, _, arg = arg.partition(",") if arg.startswith("vq") else ("kl", "", arg)
-    return common.finish(base(num_codes=1024 if kind == "vq" else 0), arg)
-
-
-def base(*, num_codes: int = 0):
-    """The network and schedule, KL or with that many codes."""
-    config = common.autoencoder()
-    config.data.update(dict(source="emoji", size_px=64))
-    config.autoencoder.update(
-        dict(
+    choice, arg = common.choose(arg, "vq")
+    config = common.autoencoder(
+        data=dict(source="emoji", size_px=64),
+        autoencoder=dict(
             width=16,
             width_mults=(1, 4, 8, 8),
             num_res_blocks=1,
             z_channels=8,
             latent_channels=8,
-            num_codes=num_codes,
+            num_codes=1024 if choice == "vq" else 0,
             num_groups=8,
-        )
-    )
-    # Without a download there are no LPIPS weights; with the file at hand:
-    # --config.loss.perceptual_weight=1 --config.loss.lpips_weights=vgg16.pth
-    config.loss.update(
-        dict(
+        ),
+        # Without a download there are no LPIPS weights; with the file at hand:
+        # --config.loss.perceptual_weight=1 --config.loss.lpips_weights=vgg16.pth
+        loss=dict(
             pixel_loss="l2",
             perceptual_weight=0.0,
             kl_weight=3e-3,
             codebook_decay=0.99,
             restart_below=0.02,
-        )
-    )
-    config.discriminator.update(
-        dict(width=16, num_layers=2, start_steps=2000, weight=0.1)
-    )
-    config.optimizer.update(
-        dict(
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup_steps=100,
-            b1=0.9,
-            b2=0.99,
-        )
-    )
-    config.train.update(
-        dict(
+        ),
+        discriminator=dict(width=16, num_layers=2, start_steps=2000, weight=0.1),
+        optimizer=dict(
+            learning_rate=1e-3, schedule="cosine", warmup_steps=100, b1=0.9, b2=0.99
+        ),
+        train=dict(
             batch_size=8,
             num_steps=4000,
             ema_decay=0.995,
@@ -65,6 +47,6 @@ def base(*, num_codes: int = 0):
             preview_every_steps=300,
             eval_every_steps=300,
             checkpoint_every_steps=150,
-        )
+        ),
     )
-    return config
+    return common.finish(config, arg)

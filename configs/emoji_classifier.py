@@ -8,11 +8,11 @@ For classifier guidance of `configs/emoji_unconditional.py`; labels as in
 `configs/emoji_class.py`.
 """
 
-from configs import common, emoji
+from configs import common
 
 
 def get_config(arg: str = ""):
-    config = common.as_classifier(emoji.base("class"))
+    config = common.as_classifier(common.emoji("class"))
     config.num_classes = 0  # as many as the data has
     config.unet.update(dict(width=32, dropout=0.1))
     config.train.num_steps = 1200

@@ -5,15 +5,17 @@
 
 Ten labels: the background (0) and the nine groups of `configs/emoji_layout.py`. The
 shipped `emoji_semantic` is this with --config.train.num_steps=1500: 49.5 % of 192
-objects recognised (measured; `evaluate task --model emoji_semantic`).
+objects recognized (measured; `evaluate task --model emoji_semantic`).
 """
 
-from configs import common, emoji_scenes
+from configs import common
 
 
 def get_config(arg: str = ""):
-    config = emoji_scenes.base("semantic")
-    config.num_classes = 10
-    config.unet.context_width = 0
-    config.rescaler.width = 8
+    config = common.scenes(
+        "semantic",
+        num_classes=10,
+        unet=dict(context_width=0),
+        rescaler=dict(width=8),
+    )
     return common.finish(config, arg)

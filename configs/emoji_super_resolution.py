@@ -3,17 +3,19 @@
     python train.py --config=configs/emoji_super_resolution.py --workdir=runs/emoji_sr
     python sample.py --model=runs/emoji_sr --image=small.png
 
-f = 4, so that the small picture has the extent of the latents, as in the paper. The
+f = 4, so that the small image has the extent of the latents, as in the paper. The
 shipped `emoji_super_resolution` is this with --config.train.num_steps=1500: 22.23 dB,
 bicubic 21.33 (measured; `evaluate task --model emoji_super_resolution`).
 """
 
-from configs import common, emoji_scenes
+from configs import common
 
 
 def get_config(arg: str = ""):
-    config = emoji_scenes.base("super_resolution")
-    config.unet.context_width = 0
-    config.loss.drop_rate = 0.0
-    config.sample.guidance = 1.0
+    config = common.scenes(
+        "super_resolution",
+        unet=dict(context_width=0),
+        loss=dict(drop_rate=0.0),
+        sample=dict(guidance=1.0),
+    )
     return common.finish(config, arg)

@@ -10,15 +10,15 @@ With --config.autoencoder.z_channels=8 --config.autoencoder.latent_channels=8: R
 2.63, PSNR 21.94 (paper).
 """
 
-from configs import first_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return first_stages.recipe(
-        "kl_f16",
-        arg,
-        batch_size=6,
-        num_steps=442_998,
-        disc_start_steps=50_001,
-        disc_weight=0.5,
+    config = common.autoencoder(
+        data=common.OPENIMAGES,
+        autoencoder=common.first_stage_network("kl_f16"),
+        discriminator=dict(start_steps=50_001, weight=0.5),
+        optimizer=dict(learning_rate=4.5e-6 * 6),
+        train=dict(batch_size=6, num_steps=442_998, ema_decay=0.0),
     )
+    return common.finish(config, arg)

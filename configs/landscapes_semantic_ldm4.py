@@ -4,8 +4,8 @@
         --workdir=runs/landscapes --config.data.path=DIR \\
         --config.first_stage.path=FIRST_STAGE
 
-DIR: see LANDSCAPES in configs/data.py. The shorter side is resized to 384 px (768 for
-`:512`) and a random square of 256 cut out of picture and map alike. The original's data
+DIR: see `about` below. The shorter side is resized to 384 px (768 for
+`:512`) and a random square of 256 cut out of image and map alike. The original's data
 and loader were not released: what is known are that extent and the number of labels.
 Maps of your own with fewer labels: --config.num_classes.
 FIRST_STAGE: configs/vq_f4.py. Maps of 182 labels become three channels at the extent of
@@ -18,24 +18,38 @@ be started from the model at 256 px (--config.init_from.path). Its iterations ar
 published: 100k here.
 """
 
-from configs import data, second_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    choice, arg = second_stages.choose(arg, "512")
-    recipe = dict(learning_rate=4.8e-5, batch_size=48, num_steps=360_000)
-    if choice == "512":
-        recipe = dict(learning_rate=8e-6, batch_size=8, num_steps=100_000)
-    return second_stages.recipe(
-        arg,
+    choice, arg = common.choose(arg, "512")
+    config = common.diffusion(
         task="semantic",
         num_classes=182,
+        data=dict(
+            source="folder",
+            about="landscapes with label maps: images/a.jpg and segmentation/a.png, "
+            "grey or with a palette, whose values are labels 0 .. 181",
+            crop="random",
+            resize_px=384,
+        ),
         rescaler=dict(num_stages=2, width=3),
-        first_stage="vq_f4",
-        unet=dict(width=128, width_mults=(1, 4, 8), attn_factors=(), num_heads=8),
-        data=data.LANDSCAPES_512 if choice == "512" else data.LANDSCAPES,
-        betas=(0.0015, 0.0205),
-        loss="l1",
+        first_stage=dict(scale=1.0, network=common.first_stage_network("vq_f4")),
+        unet=dict(
+            width=128,
+            width_mults=(1, 4, 8),
+            attn_factors=(),
+            num_heads=8,
+            head_channels=0,
+        ),
+        process=dict(linear_start=0.0015, linear_end=0.0205),
+        loss=dict(loss="l1"),
+        optimizer=dict(learning_rate=4.8e-5),
+        train=dict(batch_size=48, num_steps=360_000),
         sample=dict(steps=200),
-        **recipe,
     )
+    if choice == "512":
+        config.data.update(dict(resize_px=768, size_px=512))
+        config.optimizer.learning_rate = 1e-6 * 8
+        config.train.update(dict(batch_size=8, num_steps=100_000))
+    return common.finish(config, arg)

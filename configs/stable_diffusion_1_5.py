@@ -10,14 +10,32 @@ of a converted model. Batch 2048, learning rate 1e-4 after 10,000 steps of warm-
 (model card, which tabulates no result). The paper has no such model.
 """
 
-from configs import second_stages
+from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return second_stages.stable_diffusion(
-        arg,
-        unet=dict(num_heads=8, context_width=768),
-        text=second_stages.CLIP_VIT_L,
-        size_px=512,
-        num_steps=595_000,
+    config = common.diffusion(
+        task="text",
+        data=dict(size_px=512, **common.CAPTIONS),
+        first_stage=dict(scale=0.18215, network=common.first_stage_network("kl_f8")),
+        unet=dict(
+            width=320,
+            width_mults=(1, 2, 4, 4),
+            attn_factors=(4, 2, 1),
+            num_heads=8,
+            head_channels=0,
+            context_width=768,
+        ),
+        # a ConfigDict takes the place of the default section
+        text=ConfigDict(
+            dict(kind="clip", path="", network=dict(width=768, depth=12, num_heads=12))
+        ),
+        process=dict(linear_start=0.00085, linear_end=0.012),
+        loss=dict(drop_rate=0.1),
+        optimizer=dict(learning_rate=1e-4, warmup_steps=10_000),
+        train=dict(batch_size=2048, num_steps=595_000),
+        sample=dict(steps=50, guidance=7.5),
     )
+    return common.finish(config, arg)

@@ -11,15 +11,43 @@ rate 1e-4 after 10,000 steps of warm-up, 55k + 155k iterations from version 2.0
 result). The paper has no such model.
 """
 
-from configs import second_stages
+from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return second_stages.stable_diffusion(
-        arg,
-        unet=dict(head_channels=64, context_width=1024, linear_projections=True),
-        text=second_stages.CLIP_VIT_H,
-        size_px=768,
-        num_steps=210_000,
-        process=dict(prediction="v"),
+    config = common.diffusion(
+        task="text",
+        data=dict(size_px=768, **common.CAPTIONS),
+        first_stage=dict(scale=0.18215, network=common.first_stage_network("kl_f8")),
+        unet=dict(
+            width=320,
+            width_mults=(1, 2, 4, 4),
+            attn_factors=(4, 2, 1),
+            head_channels=64,
+            context_width=1024,
+            linear_projections=True,
+        ),
+        # a ConfigDict takes the place of the default section
+        text=ConfigDict(
+            dict(
+                kind="clip",
+                path="",
+                pad="zero",
+                network=dict(
+                    width=1024,
+                    depth=24,
+                    num_heads=16,
+                    activation="gelu",
+                    output_layer="penultimate",
+                ),
+            )
+        ),
+        process=dict(linear_start=0.00085, linear_end=0.012, prediction="v"),
+        loss=dict(drop_rate=0.1),
+        optimizer=dict(learning_rate=1e-4, warmup_steps=10_000),
+        train=dict(batch_size=2048, num_steps=210_000),
+        sample=dict(steps=50, guidance=7.5),
     )
+    return common.finish(config, arg)

@@ -7,16 +7,15 @@ Batch 14, 1,101,166 iterations (released config and README). Result after traini
 OpenImages, on ImageNet validation: R-FID 5.15, PSNR 20.83, SSIM 0.54 (paper, table 8).
 """
 
-from configs import first_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return first_stages.recipe(
-        "vq_f16",
-        arg,
-        batch_size=14,
-        num_steps=1_101_166,
-        disc_start_steps=250_001,
-        disc_weight=0.75,
-        disc_num_layers=2,
+    config = common.autoencoder(
+        data=common.OPENIMAGES,
+        autoencoder=common.first_stage_network("vq_f16"),
+        discriminator=dict(start_steps=250_001, weight=0.75, num_layers=2),
+        optimizer=dict(learning_rate=4.5e-6 * 14),
+        train=dict(batch_size=14, num_steps=1_101_166, ema_decay=0.0),
     )
+    return common.finish(config, arg)

@@ -9,15 +9,15 @@ OpenImages, on ImageNet validation: R-FID 0.58, PSNR 27.43, SSIM 0.82 (paper, ta
 With --config.autoencoder.num_codes=256: R-FID 0.47, PSNR 26.43 (paper).
 """
 
-from configs import first_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return first_stages.recipe(
-        "vq_f4",
-        arg,
-        batch_size=8,
-        num_steps=533_066,
-        disc_start_steps=0,
-        disc_weight=0.75,
+    config = common.autoencoder(
+        data=common.OPENIMAGES,
+        autoencoder=common.first_stage_network("vq_f4"),
+        discriminator=dict(start_steps=0, weight=0.75),
+        optimizer=dict(learning_rate=4.5e-6 * 8),
+        train=dict(batch_size=8, num_steps=533_066, ema_decay=0.0),
     )
+    return common.finish(config, arg)

@@ -7,15 +7,15 @@ Batch 8, 658,131 iterations (released config and README). Result after training 
 OpenImages, on ImageNet validation: R-FID 1.06, PSNR 25.21, SSIM 0.76 (paper, table 8).
 """
 
-from configs import first_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return first_stages.recipe(
-        "vq_f4_noattn",
-        arg,
-        batch_size=8,
-        num_steps=658_131,
-        disc_start_steps=11,
-        disc_weight=0.75,
+    config = common.autoencoder(
+        data=common.OPENIMAGES,
+        autoencoder=common.first_stage_network("vq_f4_noattn"),
+        discriminator=dict(start_steps=11, weight=0.75),
+        optimizer=dict(learning_rate=4.5e-6 * 8),
+        train=dict(batch_size=8, num_steps=658_131, ema_decay=0.0),
     )
+    return common.finish(config, arg)

@@ -7,15 +7,15 @@ Batch 10, 1,608,649 iterations (released config and README). Result after traini
 OpenImages, on ImageNet validation: R-FID 1.49, PSNR 22.35, SSIM 0.62 (paper, table 8).
 """
 
-from configs import first_stages
+from configs import common
 
 
 def get_config(arg: str = ""):
-    return first_stages.recipe(
-        "vq_f8_n256",
-        arg,
-        batch_size=10,
-        num_steps=1_608_649,
-        disc_start_steps=250_001,
-        disc_weight=0.75,
+    config = common.autoencoder(
+        data=common.OPENIMAGES,
+        autoencoder=common.first_stage_network("vq_f8_n256"),
+        discriminator=dict(start_steps=250_001, weight=0.75),
+        optimizer=dict(learning_rate=4.5e-6 * 10),
+        train=dict(batch_size=10, num_steps=1_608_649, ema_decay=0.0),
     )
+    return common.finish(config, arg)

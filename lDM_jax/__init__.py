@@ -1,29 +1,14 @@
-"""Latent diffusion models in JAX: a map of the package, in reading order.
+"""Latent diffusion models in JAX: nine floors, in reading order.
 
-startup                 what a process settles before all else
-arrays, errors, rng     vocabulary, the user's error, named random streams
-image                   pixels, image files
-models/                 networks: layers, unet, autoencoder, text, clip, conditioners
-schedules, diffusion    the noise process: alpha_t, sigma_t, targets, time grids
-guidance, samplers      Denoiser -> Denoiser; noise -> latents
-codec, tiling, losses   pixels <-> latents, also in tiles; what the stages minimise
-windows                 large pictures in overlapping pieces
-tokenizers, box_tokens  texts and layouts -> tokens
-tasks, data/            conditioning by task; sources, transforms, grain pipeline
-training/               state, optimiser, sharding, checkpoints, both stages, the loop
-metrics/                figures of merit
-downloads, perceptual   files fetched on first use; the weights of LPIPS
-build                   config -> objects
-datasets, latents       config -> data; data encoded once
-config_file             a config from its file, for tools
-experiment              objects -> what the loop trains
-summary, flops          what --dry_run prints
-weights                 a weights directory: safetensors beside its config
-interop/                weights of other programs, from and to ours
-bulk                    many pictures into one file
-requests, pipeline      what is asked for; sampling, for people and programs
-edits                   a steered trajectory as a record, drawn again
-evaluation/             pictures -> figures; the commands of tools/evaluate
-studio/                 behind the page of tools/studio: sessions, runs, limits
-tools/                  python -m lDM_jax.tools.<name>
+1  core                         arrays, errors, random streams, images, devices, files
+2  data                         sources and transforms: files -> rows of a batch
+3  models                       networks, and nothing else
+4  diffusion, weights           the noise process and samplers; parameters in files
+5  tasks                        what a model is conditioned on, one file a task
+6  from_config                  the one reader of configs: config -> objects
+7  sampling, training, interop  request -> images; the loop; other programs' weights
+8  evaluation, studio           images -> figures; the page that steers a model
+9  tools                        python -m lDM_jax.tools.<name>
+
+Imports go strictly downward. `lDM_jax.pipeline` is the public door to sampling.
 """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common, emoji
+from configs import common
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.crop import Crop
@@ -253,7 +253,7 @@ def test_a_half_written_line_of_a_killed_run_does_not_hurt(tmp_path):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_run_lists_them_in_its_work_directory(folder, tmp_path, cached):
-    config = emoji.base("unconditional")
+    config = common.emoji("unconditional")
     config = common.finish(config, "smoke").unlock()
     config.first_stage.path = "identity"
     config.data.update(dict(source="folder", path=str(folder), cache_latents=cached))

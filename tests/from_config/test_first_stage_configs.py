@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import first_stages
+from configs import common
 from lDM_jax.from_config import networks
 from lDM_jax.interop import names
 from lDM_jax.training import build
@@ -46,8 +46,8 @@ def config_of(name: str, arg: str = "") -> ConfigDict:
 
 
 def test_every_published_first_stage_has_a_config():
-    assert set(first_stages.NETWORKS) == set(PUBLISHED)
-    folder = Path(first_stages.__file__).parent
+    assert set(common.FIRST_STAGES) == set(PUBLISHED)
+    folder = Path(common.__file__).parent
     assert all((folder / f"{name}.py").is_file() for name in PUBLISHED)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import emoji, emoji_autoencoder, stable_diffusion_1_5
+from configs import common, emoji_autoencoder, stable_diffusion_1_5
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.latents_cache import LatentsSource, Pick, Plan, read_plan, write_shard
 from lDM_jax.diffusion.codec import Codec
@@ -41,9 +41,9 @@ def run(out, *flags, config=SMOKE, first_stage="identity"):
 
 
 def settings(path, task="class", source="latents", **data):
-    config = emoji.base(task)
+    config = common.emoji(task)
     config.num_classes = 99
-    config = emoji.common.finish(config, "smoke").unlock()
+    config = common.finish(config, "smoke").unlock()
     config.first_stage.path = "identity"
     config.data.update(dict(source=source, path=str(path), **data))
     return config

@@ -4,6 +4,7 @@ Counts are those of the original program (UNet and conditioner), names and shape
 of the released models. Everything is abstract.
 """
 
+import ast
 import functools
 import importlib
 import math
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import first_stages, second_stages
+from configs import common
 from lDM_jax.from_config import networks as networks_lib
 from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop import names, names_text
@@ -166,11 +167,25 @@ def test_every_released_parameter_has_a_place(model):
     assert released_names(model) == released
 
 
+def test_recipes_are_read_in_two_files():
+    """Every config imports `common` alone, and says how it is run."""
+    for path in Path(common.__file__).parent.glob("*.py"):
+        if path.stem in ("__init__", "common"):
+            continue
+        tree = ast.parse(path.read_text())
+        lines = [ast.unparse(node) for node in tree.body]
+        imports = {line for line in lines if "import" in line.split()[:3]}
+        assert imports - {"from ml_collections import ConfigDict"} == {
+            "from configs import common"
+        }, path
+        command = f"python train.py --config=configs/{path.name}"
+        assert command in ast.get_docstring(tree), path
+
+
 def test_every_config_is_tested():
-    folder = Path(first_stages.__file__).parent
-    others = {"__init__", "common", "data", "first_stages", "second_stages"}
-    files = {path.stem for path in folder.glob("*.py")} - others
-    files -= {*first_stages.NETWORKS}
+    folder = Path(common.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "common"}
+    files -= {*common.FIRST_STAGES}
     files -= {name for name in files if name.startswith("emoji")}  # not the paper's
     assert {model.partition(":")[0] for model in ALL} == files
 
@@ -210,10 +225,10 @@ def test_unknown_arguments_are_refused(model, words):
 
 
 def test_arguments_combine():
-    assert second_stages.choose("big,smoke", "big") == ("big", "smoke")
-    assert second_stages.choose("smoke,big", "big") == ("big", "smoke")
-    assert second_stages.choose("smoke", "big") == ("", "smoke")
-    assert second_stages.choose("", "big") == ("", "")
+    assert common.choose("big,smoke", "big") == ("big", "smoke")
+    assert common.choose("smoke,big", "big") == ("big", "smoke")
+    assert common.choose("smoke", "big") == ("", "smoke")
+    assert common.choose("", "big") == ("", "")
 
 
 # Rombach et al. 2022, tables 12 to 15: base rate times batch, as the release has it.
@@ -264,7 +279,7 @@ def test_pictures_are_cut_as_the_original_cut_them(model, cut):
 def test_the_first_stage_comes_from_the_table():
     for model, name in (("churches_ldm8", "kl_f8"), ("coco_layout_ldm8", "vq_f8")):
         network = config_of(model).first_stage.network
-        assert network.to_dict() == first_stages.network(name).to_dict()
+        assert network.to_dict() == common.first_stage_network(name).to_dict()
     # Latents of VQ stages are not rescaled, those of churches are measured.
     assert config_of("celebahq_ldm4").first_stage.scale == 1
     assert config_of("churches_ldm8").first_stage.scale == 0
