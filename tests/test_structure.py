@@ -51,7 +51,7 @@ DOORS = {
     "yaml": {"lDM_jax/tools/convert.py"},
     "gradio": {
         f"lDM_jax/studio/page/{part}.py"
-        for part in ("layout", "wiring", "inputs", "events")
+        for part in ("builders", "wiring", "events", "layout")
     },
     "tensorboardX": {"lDM_jax/training/recorder.py"},
     "wandb": {"lDM_jax/training/wandb_log.py"},

@@ -195,6 +195,19 @@ def resample(
     return np.asarray(picture.resize((width, height), RESAMPLING[method]))
 
 
+def nearest(values: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
+    """Values "h w ..." at another extent (H, W), each pixel from its nearest.
+
+    The middle of pixel i of n lies at (i + 1/2) / n of the side, so that it takes the
+    value of pixel floor((i + 1/2) m / n) of m: computed in integers, exactly.
+    """
+    rows, columns = (
+        (2 * np.arange(side) + 1) * old // (2 * side)
+        for side, old in zip(extent, values.shape[:2], strict=True)
+    )
+    return values[np.ix_(rows, columns)]
+
+
 def jpeg(pixels: np.ndarray, *, quality: int) -> np.ndarray:
     """uint8 "H W 3" -> the same after JPEG of that quality (1 to 95), color at half.
 

@@ -1,4 +1,4 @@
-"""The page's moving parts as HTML, their pictures inside as data URIs.
+"""The page's moving parts as HTML, their images inside as data URIs.
 
 Nothing is written to a disk and nothing is fetched: a fragment is complete. Texts of
 people are escaped here, and only here.
@@ -9,38 +9,26 @@ import html
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
-from lDM_jax.core import image
-from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.studio import limits
-from lDM_jax.studio.actions import View, listed
+from lDM_jax.studio.painter import data_uri
+from lDM_jax.studio.player import View, describe
 from lDM_jax.studio.run import Run
-from lDM_jax.studio.session import Picture
+from lDM_jax.studio.session import Drawing
 
 THUMB_PX = 24  # a step in the strip
-SMALL_PX = 96  # a picture in the gallery
+SMALL_PX = 96  # an image in the gallery
 STRIP = 24  # steps that the strip shows while it grows
 
 
-def shown(pixels: np.ndarray, most_px: int) -> str:
-    """A picture as a data URI, reduced to most_px where it is larger."""
-    height, width = pixels.shape[:2]
-    scale = most_px / max(height, width)
-    if scale < 1:
-        h, w = (max(1, round(side * scale)) for side in (height, width))
-        pixels = image.resample(np.ascontiguousarray(pixels), h, w)
-    return pixels_lib.to_uri(pixels)
-
-
 def stage(view: View) -> str:
-    """The large picture, how far it is, and the time it takes."""
+    """The large image, how far it is, and the time it takes."""
     if view.pixels is None:
         screen = "<div class='empty'>Your picture appears here</div>"
     else:
         height, width = view.pixels.shape[:2]
+        uri = data_uri(view.pixels, 1024)
         screen = (
-            f"<img id='stage_image' alt='the picture' src='{shown(view.pixels, 1024)}'"
+            f"<img id='stage_image' alt='the picture' src='{uri}'"
             f" style='aspect-ratio:{width}/{height}'>"
         )
     share = 100 * view.step / view.total if view.total else 0
@@ -81,7 +69,7 @@ def message(text: str = "", *, error: bool = False) -> str:
 
 
 def strip(run: Run | None, *, most: int = limits.MAX_STEPS) -> str:
-    """The steps so far as small pictures to go back to, and the edits between them.
+    """The steps so far as small images to go back to, and the edits between them.
 
     most: how many steps are shown, at equal distances.
     """
@@ -99,24 +87,24 @@ def strip(run: Run | None, *, most: int = limits.MAX_STEPS) -> str:
         cells.append(
             f"<button type='button' id='strip_{number}' data-step='{number}' "
             f"class='{'edited' if changed else ''}' title='back to step {number}'>"
-            f"<img alt='step {number}' src='{shown(mark.preview, THUMB_PX)}'>"
+            f"<img alt='step {number}' src='{data_uri(mark.preview, THUMB_PX)}'>"
             f"<span>{number}</span></button>"
         )
     edits = "".join(
-        f"<li>after step {edit.step}: {html.escape(listed(edit.changes))}</li>"
+        f"<li>after step {edit.step}: {html.escape(describe(edit.changes))}</li>"
         for edit in run.edits
     )
     edits = f"<ul class='edits' id='edits'>{edits}</ul>" if edits else ""
     return f"<div class='strip' id='strip_row'>{''.join(cells)}</div>{edits}"
 
 
-def result(picture: Picture | None) -> str:
-    """The link that downloads the current picture with its request inside."""
-    if picture is None:
+def result(drawing: Drawing | None) -> str:
+    """The link that downloads the current image with its request inside."""
+    if drawing is None:
         return "<div id='result_none'></div>"
-    words = re.sub(r"[^a-z0-9]+", "-", picture.title.lower()).strip("-")[:40]
-    name = f"{picture.number:03d}-{words or 'picture'}.png"
-    return link("download", name, "image/png", picture.png(), "Download PNG")
+    words = re.sub(r"[^a-z0-9]+", "-", drawing.title.lower()).strip("-")[:40]
+    name = f"{drawing.number:03d}-{words or 'picture'}.png"
+    return link("download", name, "image/png", drawing.png(), "Download PNG")
 
 
 def link(elem_id: str, name: str, kind: str, data: bytes, text: str) -> str:
@@ -128,23 +116,23 @@ def link(elem_id: str, name: str, kind: str, data: bytes, text: str) -> str:
     )
 
 
-def gallery(kept: Sequence[Picture], current: Picture | None) -> str:
-    """The session's pictures, the newest first."""
-    if not kept:
+def gallery(drawings: Sequence[Drawing], current: Drawing | None) -> str:
+    """The session's images, the newest first."""
+    if not drawings:
         return "<div class='gallery' id='gallery_grid'><p>Nothing yet</p></div>"
     cells = []
-    for picture in reversed(kept):
-        here = "current" if current and picture.number == current.number else ""
-        title = html.escape(f"{picture.number}: {picture.title}")
+    for drawing in reversed(drawings):
+        here = "current" if current and drawing.number == current.number else ""
+        title = html.escape(f"{drawing.number}: {drawing.title}")
         cells.append(
-            f"<button type='button' id='gallery_{picture.number}' class='{here}' "
-            f"data-number='{picture.number}' title='{title}'>"
-            f"<img alt='{title}' src='{shown(picture.pixels, SMALL_PX)}'></button>"
+            f"<button type='button' id='gallery_{drawing.number}' class='{here}' "
+            f"data-number='{drawing.number}' title='{title}'>"
+            f"<img alt='{title}' src='{data_uri(drawing.pixels, SMALL_PX)}'></button>"
         )
     return f"<div class='gallery' id='gallery_grid'>{''.join(cells)}</div>"
 
 
-def sheet(kept: Sequence[Picture], png: bytes) -> str:
+def sheet(drawings: Sequence[Drawing], png: bytes) -> str:
     """The link to a contact sheet."""
-    text = f"Download the sheet of {len(kept)} pictures"
+    text = f"Download the sheet of {len(drawings)} pictures"
     return link("sheet_link", "contact-sheet.png", "image/png", png, text)

@@ -1,9 +1,9 @@
 """What a stranger may ask for: bounds, and the only way in for uploads and records.
 
 Everything that comes from a browser passes `request` (fields of a request) or one of
-`picture`, `label_map`, `record` (files). Pixels are given as data URIs, never by the
-name of a file: nothing that is sent makes the server read its disk. UserError, in one
-line, for whatever does not pass.
+`decode_image`, `decode_labels`, `record` (files). Pixels are given as data URIs, never
+by the name of a file: nothing that is sent makes the server read its disk. UserError,
+in one line, for whatever does not pass.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ from lDM_jax.sampling.request import Request, from_record
 MAX_STEPS = 100
 MAX_SIDE_PX = 1024
 MAX_UPLOAD = 16 * 2**20  # bytes of one file
-MAX_PIXELS = 2**24  # of an uploaded picture: 67 MB decoded
+MAX_PIXELS = 2**24  # of an uploaded image: 67 MB decoded
 MAX_TEXT = 500  # characters of a prompt
 MAX_OBJECTS = 30
 MAX_REGIONS = 8
 MAX_EDITS = 500
 
 
-def picture(data: bytes, name: str = "the file") -> np.ndarray:
+def decode_image(data: bytes, name: str = "the file") -> np.ndarray:
     """The bytes of an image file -> uint8 "H W 3", laid over white."""
     return on_white(_decoded(data, name))
 
 
-def label_map(data: bytes, name: str = "the file") -> np.ndarray:
+def decode_labels(data: bytes, name: str = "the file") -> np.ndarray:
     """The bytes of an image file -> i32 "H W", the values of its first channel."""
     return _decoded(data, name)[:, :, 0].astype(np.int32)
 
@@ -60,8 +60,8 @@ def _check_length(data: bytes, name: str) -> None:
         raise UserError(f"{name} is empty")
 
 
-def fitted(pixels: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
-    """The middle of a picture in the proportions of `extent` (H, W), at that extent."""
+def fit(pixels: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
+    """The middle of an image in the proportions of `extent` (H, W), at that extent."""
     height, width = pixels.shape[:2]
     scale = min(height / extent[0], width / extent[1])
     h, w = (max(1, round(side * scale)) for side in extent)
@@ -98,19 +98,21 @@ def record(data: bytes, name: str = "the file") -> dict:
 
 
 def checked_trajectory(stored: dict) -> EditedTrajectory:
-    """The trajectory of a record, one seed of it, pixels decoded, all within bounds."""
-    way = edits_lib.from_record(stored)
+    """The request and edits of a record: of one seed, with pixels, within bounds."""
+    edited = edits_lib.from_record(stored)
     rest = {name: v for name, v in stored.items() if name not in edits_lib.FIELDS}
-    if len(way.edits) > MAX_EDITS:
-        raise UserError(f"the file holds {len(way.edits)} edits: at most {MAX_EDITS}")
-    edits = tuple(Edit(edit.step, changes(edit.changes)) for edit in way.edits)
-    return dataclasses.replace(way, request=request(rest), edits=edits)
+    if len(edited.edits) > MAX_EDITS:
+        raise UserError(
+            f"the file holds {len(edited.edits)} edits: at most {MAX_EDITS}"
+        )
+    edits = tuple(Edit(edit.step, changes(edit.changes)) for edit in edited.edits)
+    return dataclasses.replace(edited, request=request(rest), edits=edits)
 
 
 def changes(edit: dict) -> dict:
     """The fields of an edit, checked as `request`."""
-    found = request(edit)
-    return {name: getattr(found, name) for name in edit}
+    checked = request(edit)
+    return {name: getattr(checked, name) for name in edit}
 
 
 def request(fields: dict) -> Request:
@@ -128,9 +130,9 @@ def request(fields: dict) -> Request:
 
 
 def _fail(name: str, value: object, valid: str) -> UserError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    return UserError(f"{name} is {shown}: give {valid}")
+    text = repr(value)
+    text = text if len(text) <= 40 else text[:37] + "..."
+    return UserError(f"{name} is {text}: give {valid}")
 
 
 def _number(value, name: str, low: float, high: float) -> float:
@@ -192,29 +194,29 @@ def _uri(value, name: str, read: Callable) -> np.ndarray:
         data = pixels_lib.from_uri(value)
     except ValueError as error:
         raise UserError(f"{name} {error}") from None
-    found = read(data, name)
-    if max(found.shape[:2]) > MAX_SIDE_PX:
+    pixels = read(data, name)
+    if max(pixels.shape[:2]) > MAX_SIDE_PX:
         raise UserError(
-            f"{name} is {found.shape[1]} x {found.shape[0]}: a side has at most "
+            f"{name} is {pixels.shape[1]} x {pixels.shape[0]}: a side has at most "
             f"{MAX_SIDE_PX} pixels"
         )
-    return found
+    return pixels
 
 
-_pixels = partial(_uri, read=picture)
-_map = partial(_uri, read=label_map)
+_pixels = partial(_uri, read=decode_image)
+_map = partial(_uri, read=decode_labels)
 
 
 def _layout(value, name: str) -> list:
     if not isinstance(value, (list, tuple)) or len(value) > MAX_OBJECTS:
         raise _fail(name, value, f"at most {MAX_OBJECTS} boxes with labels")
-    found = []
+    boxes = []
     for entry in value:
         if not isinstance(entry, (list, tuple)) or len(entry) != 2:
             raise _fail(name, entry, "(label, (left, top, width, height))")
         label, box = entry
-        found.append((_count(label, "a label", 0, 10**6), _box(box)))
-    return found
+        boxes.append((_count(label, "a label", 0, 10**6), _box(box)))
+    return boxes
 
 
 def _box(value) -> tuple:
@@ -224,7 +226,7 @@ def _box(value) -> tuple:
 def _regions(value, name: str) -> list:
     if not isinstance(value, (list, tuple)) or len(value) > MAX_REGIONS:
         raise _fail(name, value, f"at most {MAX_REGIONS} regions")
-    found = []
+    regions = []
     for entry in value:
         if not isinstance(entry, (list, tuple)) or len(entry) not in (2, 3):
             raise _fail(name, entry, "(prompt, mask or box, weight)")
@@ -232,8 +234,8 @@ def _regions(value, name: str) -> list:
         boxed = isinstance(where, (list, tuple))
         place = _box(where) if boxed else _map(where, "a region")
         weight = [_number(part, "a region's weight", 0, 1) for part in weight]
-        found.append((_text(prompt, "a region's prompt"), place, *weight))
-    return found
+        regions.append((_text(prompt, "a region's prompt"), place, *weight))
+    return regions
 
 
 CHECKS = {

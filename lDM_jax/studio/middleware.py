@@ -31,7 +31,7 @@ HEADERS = [
 ]
 
 
-class Guard:
+class SecurityMiddleware:
     """Wraps an ASGI application."""
 
     def __init__(self, app: Callable):

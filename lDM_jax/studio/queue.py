@@ -1,41 +1,36 @@
 """Several people share the devices: first come, first served, one step at a time.
 
-A step of a trajectory is a turn. Who has had one goes to the end of the line, so that
-trajectories of several people advance side by side, and none waits for the end of
-another's. Knows nothing of models.
+Whoever has made a step of a trajectory goes to the end of the queue, so that those of
+several people advance side by side, and none waits for the end of another's. Knows
+nothing of models.
 """
 
-import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
 
 
-class Turns:
-    """`with turns.turn(): ...` runs alone, in the order of arrival."""
+class FairLock:
+    """`with lock: ...` runs alone, in the order of arrival."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._line: deque[threading.Event] = deque()
+        self._queue: deque[threading.Event] = deque()
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for one's turn; the next in line begins when the block ends."""
+    def __enter__(self) -> None:
         mine = threading.Event()
         with self._lock:
-            self._line.append(mine)
-            if self._line[0] is mine:
+            self._queue.append(mine)
+            if self._queue[0] is mine:
                 mine.set()
         mine.wait()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._line.popleft()
-                if self._line:
-                    self._line[0].set()
+
+    def __exit__(self, *error) -> None:
+        with self._lock:
+            self._queue.popleft()
+            if self._queue:
+                self._queue[0].set()
 
     @property
     def waiting(self) -> int:
-        """How many are in line, with the one whose turn it is."""
-        return len(self._line)
+        """How many are in the queue, with the one that runs."""
+        return len(self._queue)

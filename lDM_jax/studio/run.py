@@ -1,6 +1,6 @@
 """One trajectory that is being steered: `Run`.
 
-Owns its steps so far, what was changed on the way, and the branches: going back to a
+Owns its steps so far, what was changed between them, and the branches: going back to a
 step forgets what came after it. Every step is one of `Pipeline.resume`; no diffusion
 here. Changes may be announced from another thread at any time and hold from the next
 step on. Bounded: of many large steps every second one is forgotten.
@@ -23,14 +23,18 @@ RESTARTING = ("strength",)  # changes where the trajectory begins: it begins ane
 
 
 class Mark(NamedTuple):
-    """A step that can be returned to, and its small picture uint8 "h w 3"."""
+    """A step that can be returned to, and its small image uint8 "h w 3"."""
 
     step: Step
     preview: np.ndarray
 
 
 class Run:
-    """A trajectory of one seed. script: edits to be made midway, of a record."""
+    """A trajectory of one seed.
+
+    script: edits that it makes by itself; until: the step at which it ends, its last
+    one if None.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,16 @@ class Run:
     def last(self) -> int:
         """The step at which it ends."""
         return self.total if self._until is None else min(self._until, self.total)
+
+    @property
+    def made(self) -> int:
+        """How many steps were made."""
+        return self.step - self.marks[0].step.step
+
+    @property
+    def begun(self) -> bool:
+        """Is there a step whose image can be seen?"""
+        return len(self.marks) > 1
 
     @property
     def done(self) -> bool:
@@ -110,10 +124,8 @@ class Run:
         return mark
 
     def _change(self, at: Step, changes: dict) -> Step:
-        anew = len(self.marks) == 1 or any(name in RESTARTING for name in changes)
-        if anew:
-            request = dataclasses.replace(at.prepared.request, **changes)
-            self._begin(request)
+        if not self.begun or any(name in RESTARTING for name in changes):
+            self._begin(dataclasses.replace(at.prepared.request, **changes))
             return dataclasses.replace(self.marks[-1].step)
         self.pipe.update(at, **changes)
         self.edits.append(Edit(at.step, changes))
@@ -136,21 +148,21 @@ class Run:
         return {name for changes in undone for name in changes}
 
     def _forget(self) -> None:
-        held = [sum(x.nbytes for x in mark.step.carry[:3]) for mark in self.marks]
-        if sum(held) > MARKS_BYTES and len(self.marks) > 8:
+        sizes = [sum(x.nbytes for x in mark.step.carry[:3]) for mark in self.marks]
+        if sum(sizes) > MARKS_BYTES and len(self.marks) > 8:
             self.marks = [*self.marks[:-1:2], self.marks[-1]]
 
-    def trajectory(self) -> EditedTrajectory:
-        """All that makes the picture at this step again."""
+    def edited(self) -> EditedTrajectory:
+        """The request and its edits: all that makes the image at this step again."""
         until = None if self.step == self.total else self.step
         return EditedTrajectory(self._first, tuple(self.edits), until)
 
     def record(self) -> dict:
-        """The trajectory and the model's name as JSON."""
-        return {"model": self.model, **self.trajectory().record()}
+        """The request, its edits and the model's name as JSON."""
+        return {"model": self.model, **self.edited().record()}
 
     def look(self) -> np.ndarray:
-        """The picture at this step by the full decoder, uint8 "H W 3"."""
-        if len(self.marks) == 1:
+        """The image at this step by the full decoder, uint8 "H W 3"."""
+        if not self.begun:
             raise UserError("there is nothing to see before the first step")
         return self.pipe.finish(self.marks[-1].step)[0]

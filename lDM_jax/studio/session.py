@@ -1,4 +1,4 @@
-"""What one person has: the run, the pictures, the uploads. All of it is bounded.
+"""What one person has: the run, the gallery, the uploads. All of it is bounded.
 
 A session is known by the key of its browser tab, is dropped when the tab closes or when
 it was idle for long, and shares nothing with others but the models.
@@ -19,16 +19,16 @@ from lDM_jax.studio.run import Run
 
 MAX_SESSIONS = 32
 IDLE_SECS = 1800.0
-MAX_PICTURES = 48
-PICTURES_BYTES = 48 * 2**20  # of a session's pictures with their records
+MAX_DRAWINGS = 48
+GALLERY_BYTES = 48 * 2**20  # of a session's drawings with their records
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture that was drawn here, with all that makes it again.
+class Drawing:
+    """An image uint8 "H W 3" that was drawn here, with all that makes it again.
 
     number: counts from 1 in its session; text: the record as JSON; parent: the number
-    of the picture it was made from, 0 for none.
+    of the drawing it was made from, 0 for none.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Picture:
         return self.pixels.nbytes + len(self.text)
 
     def png(self) -> bytes:
-        """The file that holds the picture and its record."""
+        """The file that holds the image and its record."""
         file = io.BytesIO()
         image.save_png(file, self.pixels, request=self.record)
         return file.getvalue()
@@ -62,44 +62,44 @@ class Session:
         self.closed = False
         self.run: Run | None = None
         self.tab = "text"
-        self.seen: Request | None = None  # what the controls asked for last
-        self.wish = "stop"  # what the player is to do: play, pause or stop
+        self.request: Request | None = None  # what the controls asked for last
+        self.command = "stop"  # what the player is to do: play, pause or stop
         self.player = 0  # the number of the newest player
         self.spent_secs = 0.0
         self.pace_secs = 0.0
         self.sharp = False
         self.inputs: dict[str, np.ndarray] = {}
-        self.pictures: list[Picture] = []
-        self.current: Picture | None = None
+        self.gallery: list[Drawing] = []
+        self.current: Drawing | None = None
         self.opened = None  # a file that is about to be drawn again
         self._count = 0
 
-    def keep(self, pixels: np.ndarray, record: dict, title: str, parent=0) -> Picture:
-        """Add a picture to the gallery; the oldest go when there are too many."""
-        picture = self.made(pixels, record, title, parent)
-        self.pictures.append(picture)
-        while len(self.pictures) > 1 and (
-            len(self.pictures) > MAX_PICTURES
-            or sum(each.nbytes for each in self.pictures) > PICTURES_BYTES
+    def keep(self, pixels: np.ndarray, record: dict, title: str, parent=0) -> Drawing:
+        """Add an image to the gallery; the oldest go when there are too many."""
+        drawing = self.show(pixels, record, title, parent)
+        self.gallery.append(drawing)
+        while len(self.gallery) > 1 and (
+            len(self.gallery) > MAX_DRAWINGS
+            or sum(each.nbytes for each in self.gallery) > GALLERY_BYTES
         ):
-            self.pictures.pop(0)
-        return picture
+            self.gallery.pop(0)
+        return drawing
 
-    def made(self, pixels: np.ndarray, record: dict, title: str, parent=0) -> Picture:
-        """A picture that becomes the current one and stays out of the gallery."""
+    def show(self, pixels: np.ndarray, record: dict, title: str, parent=0) -> Drawing:
+        """An image becomes the current one and stays out of the gallery."""
         self._count += 1
         text = json.dumps(record, sort_keys=True)
-        self.current = Picture(self._count, pixels, text, title, parent)
+        self.current = Drawing(self._count, pixels, text, title, parent)
         return self.current
 
-    def find(self, number: int) -> Picture | None:
-        """The picture of that number, if it is still there."""
-        return next((each for each in self.pictures if each.number == number), None)
+    def find(self, number: int) -> Drawing | None:
+        """The drawing of that number, if it is still there."""
+        return next((each for each in self.gallery if each.number == number), None)
 
     def begin(self, run: Run, *, fresh: bool = True) -> int:
         """A new player takes over; the number by which `plays` knows it."""
         with self.lock:
-            self.run, self.wish = run, "play"
+            self.run, self.command = run, "play"
             self.player += 1
             if fresh:
                 self.spent_secs = 0.0
@@ -111,9 +111,9 @@ class Session:
 
     def close(self) -> None:
         """End the player and let go of everything."""
-        self.closed, self.wish = True, "stop"
-        self.run = self.current = self.seen = None
-        self.pictures, self.inputs = [], {}
+        self.closed, self.command = True, "stop"
+        self.run = self.current = self.request = None
+        self.gallery, self.inputs = [], {}
 
 
 class Sessions:
@@ -121,25 +121,25 @@ class Sessions:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._lock = clock, threading.Lock()
-        self._held: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._sessions)
 
     def get(self, key: str) -> Session:
         """The session of a key, made if it is not there."""
         now = self._clock()
         with self._lock:
-            session = self._held.pop(key, None) or Session(key)
+            session = self._sessions.pop(key, None) or Session(key)
             session.used_secs = now
-            self._held[key] = session  # the last one: most recently used
+            self._sessions[key] = session  # the last one: most recently used
             stale = [
                 each
-                for place, each in enumerate(reversed(self._held.values()))
+                for place, each in enumerate(reversed(self._sessions.values()))
                 if place >= MAX_SESSIONS or now - each.used_secs > IDLE_SECS
             ]
             for each in stale:
-                del self._held[each.key]
+                del self._sessions[each.key]
         for each in stale:
             each.close()
         return session
@@ -147,6 +147,6 @@ class Sessions:
     def drop(self, key: str) -> None:
         """Forget a session: its tab was closed."""
         with self._lock:
-            session = self._held.pop(key, None)
+            session = self._sessions.pop(key, None)
         if session is not None:
             session.close()

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.pipeline import Pipeline
-from lDM_jax.studio.actions import Studio
-from lDM_jax.studio.tabs import Served
+from lDM_jax.studio.player import Studio
+from lDM_jax.studio.served import Served
 from lDM_jax.weights.checkpoint import quiet_orbax
 
 PASSWORD = "LDM_STUDIO_PASSWORD"

@@ -20,6 +20,17 @@ def test_to_uint8_clips_and_rounds_to_nearest():
     np.testing.assert_array_equal(image.to_uint8(x), [0, 0, 128, 255, 255])
 
 
+def test_nearest_takes_the_pixel_under_each_middle_as_pil_does():
+    """Sides that are odd: no middle falls on the border of two pixels."""
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        old, new = (tuple(2 * draw.integers(1, 60, 2) + 1) for _ in range(2))
+        labels = draw.integers(0, 200, old, np.uint8)
+        other = Image.fromarray(labels).resize(new[::-1], Image.Resampling.NEAREST)
+        found = image.nearest(labels.astype(np.int32), new)
+        np.testing.assert_array_equal(found, np.asarray(other))
+
+
 def test_png_carries_its_request_and_other_programs_read_its_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     request = {"prompt": "rød «heart»", "seeds": [3], "guidance": 2.5}

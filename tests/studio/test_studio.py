@@ -14,11 +14,12 @@ from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import edits
 from lDM_jax.sampling import pixels as pixels_lib
-from lDM_jax.studio import actions, again, files, fragments, tabs
+from lDM_jax.studio import actions, files, fragments, tabs
 from lDM_jax.studio import run as run_module
-from lDM_jax.studio.actions import Studio
+from lDM_jax.studio.player import Studio
 from lDM_jax.studio.run import Run
-from lDM_jax.studio.tabs import Served
+from lDM_jax.studio.served import Served
+from lDM_jax.studio.tabs import inpaint, regions
 from lDM_jax.tools import studio as command
 from tests.studio.test_studio_limits import png
 from tests.tasks.test_tasks import PICTURE, difference, drawn
@@ -95,7 +96,7 @@ def test_an_edit_holds_from_the_next_step_on(studio, session):
     assert after(studio, session, 2).state == "paused"
     said = actions.edit(studio, session, controls(prompt="pizza", guidance=2.0))
     assert said.startswith("From step 3 on") and "pizza" in said
-    view = last(actions.go_on(studio, session, controls(prompt="pizza", guidance=2.0)))
+    view = last(actions.resume(studio, session, controls(prompt="pizza", guidance=2.0)))
     assert view.state == "done"
     assert [edit.step for edit in session.run.edits] == [2]
     pipe = studio.models["toy"].pipe
@@ -123,7 +124,7 @@ def test_edits_of_another_thread_while_it_plays(studio, session):
 def test_a_change_that_cannot_be_made_is_told_and_forgotten(studio, session):
     after(studio, session, 2, tab="regions")
     fewer = {"map": pixels_lib.to_uri(HALF), "regions": TWO["regions"]}
-    views = list(actions.go_on(studio, session, controls(regions=fewer)))
+    views = list(actions.resume(studio, session, controls(regions=fewer)))
     assert "only its content" in next(v.error for v in views if v.error)
     assert views[-1].state == "done" and session.run.edits == []
     with pytest.raises(UserError, match="prompt is empty"):
@@ -136,33 +137,33 @@ def test_back_to_a_step_and_on_with_other_words(studio, session):
     view = actions.rewind(session, 2)
     assert (view.state, view.step) == ("paused", 2) and len(session.run.marks) == 3
     other = controls(prompt="pizza", guidance=12.0)
-    branch = last(actions.go_on(studio, session, other)).pixels
+    branch = last(actions.resume(studio, session, other)).pixels
     assert difference(branch, plain) > 1 and session.run.edits[0].step == 2
     # back again: the words that the page shows hold from there on, as a new edit
     actions.rewind(session, 1)
     assert session.run.edits == []
-    last(actions.go_on(studio, session, other))
+    last(actions.resume(studio, session, other))
     change = {"prompt": "pizza", "guidance": 12.0}
     assert [tuple(edit) for edit in session.run.edits] == [(1, change)]
     # back before everything, with the first words: the first picture bit for bit
     actions.rewind(session, 0)
-    same = last(actions.go_on(studio, session, controls()))
+    same = last(actions.resume(studio, session, controls()))
     np.testing.assert_array_equal(same.pixels, plain)
     assert session.run.edits == []
 
 
 def test_single_steps_pause_stop_and_resume(studio, session):
     for count in (1, 2):
-        view = last(actions.go_on(studio, session, controls(), steps=1))
+        view = last(actions.resume(studio, session, controls(), steps=1))
         assert (view.state, view.step) == ("paused", count)
     view = actions.halt(studio, session, "stop")
     assert view.state == "stopped" and view.pixels.shape == (32, 32, 3)
-    assert session.current.record["until"] == 2 and session.pictures == []
+    assert session.current.record["until"] == 2 and session.gallery == []
     assert actions.look(studio, session).pixels.shape == (32, 32, 3)
-    assert last(actions.go_on(studio, session, controls())).state == "done"
+    assert last(actions.resume(studio, session, controls())).state == "done"
     with pytest.raises(UserError, match="finished"):
-        list(actions.go_on(studio, session, controls()))
-    view = last(actions.go_on(studio, session, controls(), steps=1))
+        list(actions.resume(studio, session, controls()))
+    view = last(actions.resume(studio, session, controls(), steps=1))
     assert (view.state, view.step) == ("paused", 1)  # of a new picture
 
 
@@ -189,15 +190,15 @@ def test_a_closed_tab_ends_its_player_and_lets_go(studio):
     while next(views).step < 2:
         pass
     studio.sessions.drop("closing")
-    assert list(views) == [] and own.run is None and own.pictures == []
+    assert list(views) == [] and own.run is None and own.gallery == []
 
 
 def test_strength_changed_midway_begins_anew_from_there(studio, session):
     session.inputs["image"] = PICTURE
     after(studio, session, 3, tab="image", strength=1.0)
-    view = last(actions.go_on(studio, session, controls(strength=0.5), steps=1))
+    view = last(actions.resume(studio, session, controls(strength=0.5), steps=1))
     assert view.step == STEPS - round(0.5 * STEPS) + 1
-    end = last(actions.go_on(studio, session, controls(strength=0.5)))
+    end = last(actions.resume(studio, session, controls(strength=0.5)))
     direct = generated(studio, session, tab="image", strength=0.5)
     np.testing.assert_array_equal(end.pixels, direct.pixels)
 
@@ -205,18 +206,19 @@ def test_strength_changed_midway_begins_anew_from_there(studio, session):
 def test_only_the_marked_part_is_drawn_anew_and_it_can_be_undone(studio, session):
     first = generated(studio, session).pixels
     more = dict(mask=PAINTED, words="pizza", strength=1.0)
-    second = last(again.redraw(studio, session, controls(), **more)).pixels
+    second = last(actions.redraw(studio, session, controls(), **more)).pixels
     changed = (first != second).any(axis=-1)
     assert changed[:, :16].any() and not changed[:, 16:].any()
-    third = last(again.redraw(studio, session, controls(), **{**more, "words": ""}))
+    third = last(actions.redraw(studio, session, controls(), **{**more, "words": ""}))
     assert difference(third.pixels, second) > 1
     assert session.current.record["prompt"] == "pizza"
-    np.testing.assert_array_equal(again.undo(session).pixels, second)
-    np.testing.assert_array_equal(again.undo(session).pixels, first)
+    np.testing.assert_array_equal(actions.undo(session).pixels, second)
+    np.testing.assert_array_equal(actions.undo(session).pixels, first)
     with pytest.raises(UserError, match="nothing to undo"):
-        again.undo(session)
+        actions.undo(session)
     with pytest.raises(UserError, match="mark the part"):
-        list(again.redraw(studio, session, controls(), mask=None, words="", strength=1))
+        more = dict(mask=None, words="", strength=1)
+        list(actions.redraw(studio, session, controls(), **more))
 
 
 def test_variations_go_less_far_the_weaker_they_are(studio, session):
@@ -227,8 +229,8 @@ def test_variations_go_less_far_the_weaker_they_are(studio, session):
 
     def likeness(strength: float) -> float:
         """Of the latents that it begins with to those of the picture (cosine)."""
-        again.choose(session, number)
-        last(again.vary(studio, session, controls(), strength=strength))
+        actions.choose(session, number)
+        last(actions.vary(studio, session, controls(), strength=strength))
         assert session.current.parent == number
         begun = np.ravel(session.run.marks[0].step.z)
         return float(begun @ clean / np.linalg.norm(begun) / np.linalg.norm(clean))
@@ -238,9 +240,9 @@ def test_variations_go_less_far_the_weaker_they_are(studio, session):
     # of 0.125 (one standard deviation) with anything.
     assert likeness(0.2) > 0.9
     assert abs(likeness(1.0)) < 0.75
-    again.choose(session, number)
-    list(again.vary(studio, session, controls(), strength=0.5, count=3))
-    seeds = {picture.record["seeds"][0] for picture in session.pictures[-3:]}
+    actions.choose(session, number)
+    list(actions.vary(studio, session, controls(), strength=0.5, count=3))
+    seeds = {picture.record["seeds"][0] for picture in session.gallery[-3:]}
     assert len(seeds) == 3
 
 
@@ -251,14 +253,14 @@ def opened(studio, session, data: bytes):
 
 def test_a_steered_picture_is_opened_and_drawn_again(studio, session):
     after(studio, session, 2, tab="regions")
-    view = last(actions.go_on(studio, session, controls(guidance=1.5)))
+    view = last(actions.resume(studio, session, controls(guidance=1.5)))
     data = session.current.png()
     other = studio.sessions.get("other")
     found = opened(studio, other, data)
-    assert found.draw and found.shown["guidance"] == 1.5
-    assert found.shown["tab"] == "regions"
-    shown = controls(**found.shown)
-    end = last(again.reopen(studio, other, found.served, found.way, shown))
+    assert found.draw and found.controls["guidance"] == 1.5
+    assert found.controls["tab"] == "regions"
+    shown = controls(**found.controls)
+    end = last(actions.reopen(studio, other, found.served, found.edited, shown))
     np.testing.assert_array_equal(end.pixels, view.pixels)
     # what the page shows now asks for the same regions
     np.testing.assert_array_equal(
@@ -274,7 +276,7 @@ def test_a_preset_is_drawn_by_the_page_and_by_the_library(studio, session):
     view = generated(studio, session, tab="regions")
     found = opened(studio, session, data)
     assert not found.draw
-    drawn_again = last(actions.generate(studio, session, controls(**found.shown)))
+    drawn_again = last(actions.generate(studio, session, controls(**found.controls)))
     np.testing.assert_array_equal(drawn_again.pixels, view.pixels)
     fields = json.loads(data)
     assert fields.pop("model") == "toy"
@@ -303,7 +305,7 @@ def test_people_do_not_see_each_others_pictures(studio):
         each.start()
     for each in people:
         each.join()
-    assert len(one.pictures) == len(two.pictures) == 1
+    assert len(one.gallery) == len(two.gallery) == 1
     assert one.current.record["prompt"] == "pizza"
     alone = generated(studio, one, prompt="red heart")
     np.testing.assert_array_equal(alone.pixels, ends["red heart"].pixels)
@@ -314,16 +316,16 @@ def test_regions_of_a_picture_with_colours():
     colours[:, :20] = (200, 0, 0)
     colours[:, 20:28] = (0, 0, 200)
     colours[0, 0] = (190, 10, 0)  # a stray pixel belongs to the nearest
-    labels = files.colour_regions(colours, (16, 16))
+    labels = regions.color_regions(colours, (16, 16))
     np.testing.assert_array_equal(labels[3], [1] * 10 + [2] * 4 + [0] * 2)
     assert labels[0, 0] == 1
     with pytest.raises(UserError, match="single colour"):
-        files.colour_regions(np.zeros((8, 8, 3), np.uint8), (8, 8))
+        regions.color_regions(np.zeros((8, 8, 3), np.uint8), (8, 8))
 
 
 def test_more_canvas_for_outpainting(studio):
-    served = studio.models["toy"]
-    wide, mask = tabs.extended(PICTURE, ["right", "top"], 0.5, served)
+    cell_px = studio.models["toy"].cell_px
+    wide, mask = inpaint.extend_canvas(PICTURE, ["right", "top"], 0.5, cell_px)
     assert wide.shape == (48, 48, 3) and mask.shape == (48, 48)
     np.testing.assert_array_equal(wide[16:, :32], PICTURE)
     assert mask[16:, :32].sum() == 0 and mask.sum() == 48 * 48 - 32 * 32
@@ -345,14 +347,14 @@ def test_every_task_has_its_tab(task, fields):
     own = studio.sessions.get("a")
     own.inputs = {"super_resolution": PICTURE[:8, :8], "inpaint": PICTURE}
     if task == "class":
-        fields = {"label": served.labels[2]}
+        fields = {"label": served.label_names(emoji="subgroups")[2]}
     given = controls(tab=task, steps=2, **fields)
     view = last(actions.generate(studio, own, given))
     assert view.state == "done" and view.pixels.shape == (32, 32, 3)
     found = opened(studio, own, own.current.png())
-    assert found.shown["tab"] == task
-    given = {**given, **found.shown}
-    end = last(again.reopen(studio, own, served, found.way, given))
+    assert found.controls["tab"] == task
+    given = {**given, **found.controls}
+    end = last(actions.reopen(studio, own, served, found.edited, given))
     np.testing.assert_array_equal(end.pixels, view.pixels)
     twice = last(actions.generate(studio, own, given))
     np.testing.assert_array_equal(twice.pixels, view.pixels)
@@ -417,14 +419,14 @@ def test_cancelled_generations_leave_nothing_behind(studio):
 def test_fragments_hold_their_pictures(studio, session):
     view = generated(studio, session)
     html = fragments.stage(view) + fragments.strip(session.run)
-    html += fragments.gallery(session.pictures, session.current)
+    html += fragments.gallery(session.gallery, session.current)
     sources = re.findall(r"src='([^']*)'", html)
     assert len(sources) == 1 + (STEPS + 1) + 1
     assert all(source.startswith(pixels_lib.URI) for source in sources)
     link = fragments.result(session.current)
     data = base64.b64decode(re.search(r"base64,([^']*)'", link)[1])
     assert json.loads(image.stored_text(data))["prompt"] == "red heart"
-    sheet = files.contact_sheet(session.pictures * 3)
+    sheet = files.contact_sheet(session.gallery * 3)
     assert image.decode(sheet).shape == (66, 66, 4)
 
 

@@ -16,9 +16,9 @@ from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.studio import files, fragments, limits, session
-from lDM_jax.studio.actions import View
-from lDM_jax.studio.middleware import MAX_BODY, Guard
-from lDM_jax.studio.queue import Turns
+from lDM_jax.studio.middleware import MAX_BODY, SecurityMiddleware
+from lDM_jax.studio.player import View
+from lDM_jax.studio.queue import FairLock
 from lDM_jax.studio.session import Sessions
 from tests.tasks.test_tasks import PICTURE
 
@@ -69,7 +69,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_picture_is_refused_in_one_line(name):
     with pytest.raises(UserError, match=name) as refused:
-        limits.picture(HOSTILE[name], name)
+        limits.decode_image(HOSTILE[name], name)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
@@ -138,16 +138,16 @@ def test_a_record_of_ours_passes_with_its_pixels():
     mask = np.eye(32, dtype=np.int32)
     uri = pixels_lib.to_uri(mask)
     stored = {"prompt": "a", "seeds": [5, 6], "edits": [{"step": 2, "mask": uri}]}
-    way = limits.checked_trajectory(json.loads(json.dumps(stored)))
-    assert way.request.seeds == (5,)
-    np.testing.assert_array_equal(way.edits[0].changes["mask"], mask)
+    edited = limits.checked_trajectory(json.loads(json.dumps(stored)))
+    assert edited.request.seeds == (5,)
+    np.testing.assert_array_equal(edited.edits[0].changes["mask"], mask)
 
 
 def test_fitted_keeps_the_middle_and_the_proportions():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
-    assert (limits.fitted(wide, (10, 10)) == 200).all()
-    assert limits.fitted(wide, (20, 60)).shape == (20, 60, 3)
+    assert (limits.fit(wide, (10, 10)) == 200).all()
+    assert limits.fit(wide, (20, 60)).shape == (20, 60, 3)
 
 
 def test_texts_of_people_are_escaped():
@@ -156,13 +156,13 @@ def test_texts_of_people_are_escaped():
         assert "<img src=x" not in html and "&lt;img" in html
 
 
-def test_turns_go_in_the_order_of_arrival_and_round():
-    turns, order, ready = Turns(), [], threading.Barrier(3)
+def test_the_lock_goes_in_the_order_of_arrival_and_round():
+    lock, order, ready = FairLock(), [], threading.Barrier(3)
 
     def person(name: str) -> None:
         ready.wait()
         for _ in range(20):
-            with turns.turn():
+            with lock:
                 order.append(name)
                 time.sleep(0.002)
 
@@ -171,17 +171,17 @@ def test_turns_go_in_the_order_of_arrival_and_round():
         each.start()
     for each in people:
         each.join()
-    assert turns.waiting == 0
+    assert lock.waiting == 0
     # whoever has had a turn waits for both others, but for the beginning
     assert all(len(set(order[i : i + 3])) == 3 for i in range(6, 50))
 
 
 def test_a_turn_that_fails_lets_the_next_one_in():
-    turns = Turns()
-    with pytest.raises(RuntimeError), turns.turn():
+    lock = FairLock()
+    with pytest.raises(RuntimeError), lock:
         raise RuntimeError
-    with turns.turn():
-        assert turns.waiting == 1
+    with lock:
+        assert lock.waiting == 1
 
 
 def test_sessions_are_bounded_and_the_idle_ones_go(monkeypatch):
@@ -192,7 +192,7 @@ def test_sessions_are_bounded_and_the_idle_ones_go(monkeypatch):
     first.keep(PICTURE, {}, "x")
     now[0] = session.IDLE_SECS + 1
     sessions.get("c")
-    assert len(sessions) == 1 and first.closed and first.pictures == []
+    assert len(sessions) == 1 and first.closed and first.gallery == []
     for number in range(2 * session.MAX_SESSIONS):
         sessions.get(str(number))
     assert len(sessions) == session.MAX_SESSIONS
@@ -201,17 +201,17 @@ def test_sessions_are_bounded_and_the_idle_ones_go(monkeypatch):
 
 def test_the_gallery_is_bounded_by_number_and_by_bytes(monkeypatch):
     own = Sessions().get("a")
-    for _ in range(session.MAX_PICTURES + 5):
+    for _ in range(session.MAX_DRAWINGS + 5):
         own.keep(PICTURE, {}, "x")
-    assert len(own.pictures) == session.MAX_PICTURES
-    assert own.pictures[-1].number == session.MAX_PICTURES + 5
-    monkeypatch.setattr(session, "PICTURES_BYTES", 3 * (PICTURE.nbytes + 2))
+    assert len(own.gallery) == session.MAX_DRAWINGS
+    assert own.gallery[-1].number == session.MAX_DRAWINGS + 5
+    monkeypatch.setattr(session, "GALLERY_BYTES", 3 * (PICTURE.nbytes + 2))
     own.keep(PICTURE, {}, "x")
-    assert len(own.pictures) == 3
+    assert len(own.gallery) == 3
 
 
 def answer(path: str, *, headers=(), body=b"") -> list[dict]:
-    """What the guard sends for a request; the application behind it says 200."""
+    """What the middleware sends for a request; the application behind it says 200."""
     sent = []
 
     async def app(scope, receive, send):
@@ -236,11 +236,11 @@ def answer(path: str, *, headers=(), body=b"") -> list[dict]:
         sent.append(message)
 
     scope = {"type": "http", "path": path, "headers": list(headers)}
-    asyncio.run(Guard(app)(scope, receive, send))
+    asyncio.run(SecurityMiddleware(app)(scope, receive, send))
     return sent
 
 
-def test_the_guard_closes_the_routes_of_files_and_bounds_bodies():
+def test_the_middleware_closes_the_routes_of_files_and_bounds_bodies():
     for path in ("/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/upload"):
         assert answer(path)[0]["status"] == 403
     ok = answer("/gradio_api/queue/join", body=b"abc")

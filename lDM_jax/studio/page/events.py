@@ -1,8 +1,8 @@
-"""Which move each event of the studio's page makes, and the server that serves it.
+"""Which action each event of the studio's page takes, and the server that serves it.
 
-`build` makes the page of components (`studio_layout`) and events, `launch` starts the
-server. Here are the events that draw and steer; those of what goes in are in
-`studio_inputs`, and how an event becomes a move in `studio_wiring`.
+`build` makes the page of components (`layout`) and events, `launch` starts the server.
+Here are the events that draw and steer; those of what goes in are in `inputs`, and how
+an event becomes an action in `wiring`.
 """
 
 from collections.abc import Callable
@@ -10,20 +10,19 @@ from pathlib import Path
 
 import gradio as gr
 
-from lDM_jax.studio import actions, again, files, fragments
-from lDM_jax.studio.actions import Studio, View
-from lDM_jax.studio.middleware import Guard
+from lDM_jax.studio import actions, files, fragments
+from lDM_jax.studio.middleware import SecurityMiddleware
 from lDM_jax.studio.page import layout
 from lDM_jax.studio.page.inputs import Inputs
-from lDM_jax.studio.page.wiring import CONTROLS, NOTHING, PLAYERS
-from lDM_jax.studio.session import Picture, Session
+from lDM_jax.studio.page.wiring import NOTHING, PLAYERS, SCREEN, screen
+from lDM_jax.studio.player import Studio, View
+from lDM_jax.studio.session import Drawing, Session
 
 ASSETS = Path(actions.__file__).parent
 WAITING = 64
-# Whose changes reach a picture that is being drawn, at once.
+# Settings whose changes reach an image that is being drawn, as all of a tab's controls.
 TYPED = ("prompt", "negative")
-TURNED = ("guidance", "strength", "inpaint_strength", "pace")
-PAINTED = ("mask", "regions", "boxes", "labels", "label", "sharp")
+TURNED = ("guidance", "pace", "sharp")
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -60,7 +59,7 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, auth, open_browser: 
         enable_monitoring=False,
         footer_links=[],
         max_file_size=1,
-        app_kwargs={"middleware": [(Guard, (), {})], "docs_url": None},
+        app_kwargs={"middleware": [(SecurityMiddleware, (), {})], "docs_url": None},
         state_session_capacity=100,
         # in the head, since the toolkit narrows the selectors of its own `css`
         head=f"<style>{styles}</style><script>{scripts}</script>",
@@ -79,34 +78,30 @@ class Page(Inputs):
         super().__init__(studio, c)
         self._draw()
         self._steer()
-        self._pictures()
+        self._gallery()
         page.unload(self.leave)
 
     def leave(self, request: gr.Request) -> None:
-        """The tab was closed."""
+        """The browser's tab was closed."""
         self.studio.sessions.drop(request.session_hash)
 
     def _draw(self) -> None:
         c, studio = self.c, self.studio
+        more = dict(strength=actions.MORE_STRENGTH, count=actions.MORE)
         self.draws(c["generate"].click, lambda s, v: actions.generate(studio, s, v))
         for name in TYPED:
             self.draws(c[name].submit, lambda s, v: actions.enter(studio, s, v))
-        self.draws(c["resume"].click, lambda s, v: actions.go_on(studio, s, v))
-        self.draws(c["step"].click, lambda s, v: actions.go_on(studio, s, v, steps=1))
+        self.draws(c["resume"].click, lambda s, v: actions.resume(studio, s, v))
+        self.draws(c["step"].click, lambda s, v: actions.resume(studio, s, v, steps=1))
         self.draws(
             c["vary"].click,
-            lambda s, v, part: again.vary(studio, s, v, strength=part),
+            lambda s, v, part: actions.vary(studio, s, v, strength=part),
             ("vary_strength",),
         )
-        self.draws(
-            c["more"].click,
-            lambda s, v: again.vary(
-                studio, s, v, strength=again.MORE_STRENGTH, count=again.MORE
-            ),
-        )
+        self.draws(c["more"].click, lambda s, v: actions.vary(studio, s, v, **more))
         self.draws(
             c["fix_draw"].click,
-            lambda s, v, mask, words, part: again.redraw(
+            lambda s, v, mask, words, part: actions.redraw(
                 studio, s, v, mask=mask, words=words, strength=part
             ),
             ("fix", "fix_prompt", "fix_strength"),
@@ -116,61 +111,55 @@ class Page(Inputs):
         c, studio = self.c, self.studio
 
         def edit(session: Session, *values) -> tuple:
-            controls = dict(zip(CONTROLS, values, strict=True))
-            said = actions.edit(studio, session, controls)
-            return (fragments.message(said) if said else gr.skip(),)
+            controls = dict(zip(self.controls, values, strict=True))
+            note = actions.edit(studio, session, controls)
+            return (fragments.message(note) if note else gr.skip(),)
 
         events = [c[name].blur for name in TYPED]
-        events += [c[name].input for name in (*TURNED, *PAINTED)]
+        events += [c[name].input for name in (*TURNED, *self.fitted)]
         for event in events:
-            self.tells(
-                event, edit, self.controls, [c["message"]], trigger_mode="always_last"
-            )
+            inputs, mode = self.controls, "always_last"
+            self.tells(event, edit, inputs, ["message"], trigger_mode=mode)
         for name in ("pause", "stop"):
-            self.tells(c[name].click, self.halting(name), outputs=self.screen)
+            self.tells(c[name].click, self.halting(name), outputs=SCREEN)
         self.tells(
             c["strip"].select,
-            lambda s, data: self.screen_of(s, actions.rewind(s, int(data["step"]))),
-            outputs=self.screen,
+            lambda s, data: screen(s, actions.rewind(s, int(data["step"]))),
+            outputs=SCREEN,
             data=True,
         )
-        self.tells(
-            c["look"].click,
-            lambda s: self.screen_of(s, actions.look(studio, s)),
-            outputs=self.screen,
-        )
+        look = lambda s: screen(s, actions.look(studio, s))  # noqa: E731
+        self.tells(c["look"].click, look, outputs=SCREEN)
 
-    def halting(self, wish: str) -> Callable:
-        """The move of a button that pauses or stops."""
+    def halting(self, command: str) -> Callable:
+        """The action of a button that pauses or stops."""
 
         def halt(session: Session) -> tuple:
-            view = actions.halt(self.studio, session, wish)
-            if view is None:
-                return NOTHING
-            return self.screen_of(session, view)
+            view = actions.halt(self.studio, session, command)
+            return NOTHING if view is None else screen(session, view)
 
         return halt
 
-    def _pictures(self) -> None:
+    def _gallery(self) -> None:
         c = self.c
 
         def choose(session: Session, data: dict) -> tuple:
-            return self.chosen(session, again.choose(session, int(data["number"])))
+            return chosen(session, actions.choose(session, int(data["number"])))
 
         def undo(session: Session) -> tuple:
-            return self.chosen(session, again.undo(session))
+            return chosen(session, actions.undo(session))
 
         def sheet(session: Session) -> tuple:
-            png = files.contact_sheet(session.pictures)
-            return (fragments.sheet(session.pictures, png),)
+            png = files.contact_sheet(session.gallery)
+            return (fragments.sheet(session.gallery, png),)
 
-        more = dict(outputs=self.screen)
-        self.tells(c["gallery"].select, choose, data=True, **more)
-        self.tells(c["undo"].click, undo, **more)
-        self.tells(c["sheet_make"].click, sheet, outputs=[c["sheet"]])
+        self.tells(c["gallery"].select, choose, outputs=SCREEN, data=True)
+        self.tells(c["undo"].click, undo, outputs=SCREEN)
+        self.tells(c["sheet_make"].click, sheet, outputs=["sheet"])
 
-    def chosen(self, session: Session, picture: Picture) -> tuple:
-        """SCREEN for a picture of the gallery."""
-        note = f"picture {picture.number}: {picture.title}"
-        view = View("done", pixels=picture.pixels, note=note, kept=True)
-        return self.screen_of(session, view)
+
+def chosen(session: Session, drawing: Drawing) -> tuple:
+    """SCREEN for an image of the gallery."""
+    note = f"picture {drawing.number}: {drawing.title}"
+    view = View("done", pixels=drawing.pixels, note=note, kept=True)
+    return screen(session, view)
