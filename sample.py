@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lDM_jax.core.startup import prepare, show_help
+from lDM_jax.core.startup import error_line, prepare, show_help
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Shipped name, work directory or weights directory.")
@@ -410,7 +410,7 @@ def draw_many(model: str, wanted: list) -> None:
 
 def fail(error: object) -> None:
     """One line on stderr, exit code 2."""
-    os.write(2, f"sample.py: error: {' '.join(str(error).split())}\n".encode())
+    os.write(2, error_line("sample.py", error).encode())
     raise SystemExit(2)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,20 +11,30 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; when the block ends well, it becomes `path`.
 
     Readers see the old file or the whole new one. After an error, the partial file is
     removed and `path` is as it was. The partial name starts with a dot and keeps the
-    suffix, so that libraries which choose a format by it choose the same one.
+    suffix, so that libraries which choose a format by it choose the same one. The block
+    may also make a folder of that name. shared: other processes may write `path` at the
+    same time; each has its own partial file then.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    owner = f".{os.getpid()}" if shared else ""
+    partial = path.with_name(f".{path.stem}{owner}.partial{path.suffix}")
+    _remove(partial)  # what a killed process left
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_json(file: Path, value: dict) -> None:

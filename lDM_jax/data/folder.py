@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import BadExample, UserError
+from lDM_jax.core.image import IMAGE_SUFFIXES
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 METADATA = "metadata.jsonl"
 PLAN, RECORDS = "cache.json", ".array_record"  # files of other sources
 MAPS = ("images", "segmentation")  # sub-folders of pictures and their label maps
@@ -132,7 +132,7 @@ class FolderSource:
         if not entries:
             raise UserError(
                 f"config.data.path = {str(path)!r} holds no images, also not in "
-                f"sub-folders; valid are {', '.join(SUFFIXES)}, or a {METADATA}"
+                f"sub-folders; valid are {', '.join(IMAGE_SUFFIXES)}, or a {METADATA}"
                 + other_source(listed)
             )
         self._names = names
@@ -328,7 +328,7 @@ def check_folder(path: str | Path) -> Path:
 
 def placed(listed: list[str]) -> list[Entry]:
     """The images among listed files, with what their places and neighbours say."""
-    images = [name for name in listed if name.lower().endswith(SUFFIXES)]
+    images = [name for name in listed if name.lower().endswith(IMAGE_SUFFIXES)]
     split = _has_split_folders(images)
     skip = 1 if split else 0
     tops = {_top(name, skip) for name in images}

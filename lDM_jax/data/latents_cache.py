@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 from lDM_jax.data.sources import SPLITS
 from lDM_jax.data.transforms import Example, Transform
 
@@ -104,9 +104,9 @@ def write_plan(path: Path, plan: Plan) -> None:
     """
     path.mkdir(parents=True, exist_ok=True)
     if not (path / PLAN).exists():
-        partial_file = path / f".{PLAN}.{os.getpid()}.partial"
-        partial_file.write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
-        os.replace(partial_file, path / PLAN)
+        text = json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
+        with replacing(path / PLAN, shared=True) as partial_file:
+            partial_file.write_text(text)
     different = differences(read_plan(path), plan)
     if different:
         raise UserError(
@@ -122,17 +122,15 @@ def shard_folder(path: Path, split: str, shard: int) -> Path:
 
 def write_shard(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write "n copies ..." arrays, no arrays for no example; whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, values in arrays.items():
-        if values.dtype == ml_dtypes.bfloat16:
-            values = values.view(np.uint16)
-        with open(temporary / f"{name}.npy", "wb") as file:
-            np.save(file, values)
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, folder)
+    with replacing(folder) as partial_folder:
+        partial_folder.mkdir(parents=True)
+        for name, values in arrays.items():
+            if values.dtype == ml_dtypes.bfloat16:
+                values = values.view(np.uint16)
+            with open(partial_folder / f"{name}.npy", "wb") as file:
+                np.save(file, values)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 class LatentsSource:

@@ -65,7 +65,7 @@ class RecordSource:
     def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
         self._remake = partial(RecordSource, path, split=split, min_px=min_px)
         self.path, self.split, self.min_px = check_folder(path), split, min_px
-        files = sorted(str(file) for file in self.path.glob(f"*{SUFFIX}*"))
+        files = sorted(str(file) for file in self.path.glob(f"[!.]*{SUFFIX}*"))
         if not files:
             raise UserError(f"config.data.path = {str(path)!r} holds no *{SUFFIX}")
         named = {s: [f for f in files if Path(f).name.startswith(s)] for s in SPLITS}
@@ -139,7 +139,7 @@ class RecordSource:
     def listing(self) -> str:
         """Hash of the files' names and sizes, the split and its length."""
         digest = hashlib.sha256(repr(("records", self.split, len(self))).encode())
-        for file in sorted(self.path.glob(f"*{SUFFIX}*")):
+        for file in sorted(self.path.glob(f"[!.]*{SUFFIX}*")):
             digest.update(repr((file.name, file.stat().st_size)).encode())
         return digest.hexdigest()
 

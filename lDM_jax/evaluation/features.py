@@ -11,7 +11,6 @@ that a figure does not depend on how files are named.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from lDM_jax.core.distributed import together
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.image_sets import ImageSet, digest
 from lDM_jax.evaluation.metrics.statistics import Gaussian, Moments
@@ -198,10 +198,5 @@ def write_part(
 
 def write(file: Path, content: Callable) -> None:
     """Write atomically."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            content(stream)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file, shared=True) as partial, partial.open("wb") as stream:
+        content(stream)

@@ -24,7 +24,6 @@ from lDM_jax.data.pipeline import example_rng
 from lDM_jax.data.transforms import on_white
 from lDM_jax.from_config import datasets
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 LOSSY = (".jpg", ".jpeg", ".webp")
 THREADS = 8
 
@@ -50,10 +49,13 @@ class Folder:
         self._files = sorted(
             file
             for file in root.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in image.IMAGE_SUFFIXES
+            and not file.name.startswith(".")
         )
         if not self._files:
-            raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(
+                f"{path} holds no image ({', '.join(image.IMAGE_SUFFIXES)})"
+            )
         facts = []
         for file in self._files:
             known = file.stat()

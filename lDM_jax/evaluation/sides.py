@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.features import Bank, HeldBank, extract
 from lDM_jax.evaluation.image_sets import Batch, Folder, ImageSet, Part
@@ -206,24 +207,22 @@ def save(path: str | Path, side: Side, pictures: ImageSet) -> None:
     }
     if side.spatial is not None:
         arrays |= {"mu_s": side.spatial.mean, "sigma_s": side.spatial.covariance}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz:
-            for name, array in arrays.items():
-                with npz.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, array, allow_pickle=False)
-            with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
-                write_pictures(stream, kept, tuple(side.record["sizes_px"][0]))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz,
+    ):
+        for name, array in arrays.items():
+            with npz.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+        with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
+            write_images(stream, kept, tuple(side.record["sizes_px"][0]))
 
 
-def write_pictures(stream, pictures: ImageSet, size: tuple[int, int]) -> None:
-    """An npy array of equal pictures, one at a time."""
-    shape = (len(pictures), *size, 3)
+def write_images(stream, images: ImageSet, size: tuple[int, int]) -> None:
+    """Write an npy array of images of one size, one image at a time."""
+    shape = (len(images), *size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
-    for index in range(len(pictures)):
-        (picture,) = pictures.read([index])
-        stream.write(np.ascontiguousarray(picture).tobytes())
+    for index in range(len(images)):
+        (pixels,) = images.read([index])
+        stream.write(np.ascontiguousarray(pixels).tobytes())

@@ -16,22 +16,18 @@ also stores what a frozen text tower makes of the captions.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents_cache import DTYPES, write_plan
 from lDM_jax.from_config import datasets, encode_latents, networks
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.weights.checkpoint import quiet_orbax
-
-log = logging.getLogger(__name__)
+from lDM_jax.tools import log_to_stdout, run_tool
 
 
 def process_of(text: str | None) -> tuple[int, int]:
@@ -47,8 +43,10 @@ def process_of(text: str | None) -> tuple[int, int]:
     return index, count
 
 
-def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
-    """Encode every split of `args`; see the module."""
+def run(args: argparse.Namespace) -> None:
+    """Encode every split of the flags; see the module."""
+    log_to_stdout()
+    config, out = read_config(args.config, args.changes), Path(args.out)
     if config.stage != "diffusion":
         raise UserError("a latents cache is made for a second stage's config")
     if config.data.source == "latents":
@@ -86,43 +84,26 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
         )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.encode_latents",
-        description=__doc__.splitlines()[0],
-    )
-    main.add_argument("--config", required=True, help="file, also with :argument")
-    main.add_argument(
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--config", required=True, help="file, also with :argument")
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes"
     )
-    main.add_argument("--out", required=True, help="directory of the cache")
-    main.add_argument("--splits", default="train,validation")
-    main.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
-    main.add_argument("--draws", type=int, help="of each random transform")
-    main.add_argument(
+    parser.add_argument("--out", required=True, help="directory of the cache")
+    parser.add_argument("--splits", default="train,validation")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
+    parser.add_argument("--draws", type=int, help="of each random transform")
+    parser.add_argument(
         "--embeddings", action="store_true", help="also of a frozen text tower"
     )
-    main.add_argument("--batch_size", type=int, default=32, help="of this host")
-    main.add_argument("--shard_size", type=int, default=1024)
-    main.add_argument("--process", metavar="INDEX/COUNT", help="this host's share")
-    return main
+    parser.add_argument("--batch_size", type=int, default=32, help="of this host")
+    parser.add_argument("--shard_size", type=int, default=1024)
+    parser.add_argument("--process", metavar="INDEX/COUNT", help="this host's share")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
-    )
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    quiet_orbax()
-    try:
-        config = read_config(args.config, args.changes)
-        encode(config, Path(args.out), args)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"encode_latents: error: {' '.join(str(error).split())}\n")
-        return 2
-    return 0
+    return run_tool("encode_latents", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

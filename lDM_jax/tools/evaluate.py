@@ -20,7 +20,6 @@ printed.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +37,7 @@ from lDM_jax.evaluation.commands import (
     sweep,
     task,
 )
-from lDM_jax.weights.checkpoint import quiet_orbax
+from lDM_jax.tools import run_tool
 
 COMMANDS = {
     "prompts": prompts,
@@ -53,34 +52,27 @@ COMMANDS = {
 SHARED = ("reference", "generate", "compare", "sweep")  # by several hosts
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.evaluate", description=__doc__.splitlines()[0]
-    )
-    commands = main.add_subparsers(required=True)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands, each with its own flags."""
+    commands = parser.add_subparsers(required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.run.__doc__)
         command.set_defaults(run=module.run, command=name)
         module.arguments(command)
-    return main
+
+
+def run(args: argparse.Namespace) -> dict | None:
+    """Run the command on this process; its figures on the first one."""
+    distributed.start()
+    if jax.process_count() > 1 and args.command not in SHARED:
+        shared = ", ".join(SHARED)
+        raise UserError(f"{args.command} runs in one process; shared are: {shared}")
+    result = args.run(args)
+    return result if distributed.is_first() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    quiet_orbax()
-    try:
-        distributed.start()
-        if jax.process_count() > 1 and args.command not in SHARED:
-            shared = ", ".join(SHARED)
-            raise UserError(f"{args.command} runs in one process; shared are: {shared}")
-        result = args.run(args)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"evaluate: error: {' '.join(str(error).split())}\n")
-        return 2
-    if distributed.is_first():
-        sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    return run_tool("evaluate", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m lDM_jax.tools.export --workdir runs/emoji --out emoji [--half]
 
 Writes the EMA weights as safetensors with their config. A first stage gets stored
-beside it, from the first pictures of its training data: its latent scale, 1 / std of
+beside it, from the first images of its training data: its latent scale, 1 / std of
 their latents (a number, or one a channel with --per_channel_scale), and `latent_rgb`,
 the matrix of previews (`lDM_jax.sampling.preview`).
 """
@@ -22,9 +22,9 @@ from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.diffusion.codec import Codec, latent_scale
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import preview
+from lDM_jax.tools import run_tool
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
-from lDM_jax.weights.checkpoint import quiet_orbax
 
 
 def export(
@@ -43,31 +43,29 @@ def export(
 def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> dict:
     """{"latent_scale", "latent_rgb"} over the first images of the training split."""
     codec = Codec(networks.autoencoder(config.autoencoder))
-    pictures = first_pictures(config, experiment.SCALE_SAMPLE_IMAGES)
-    moments = jax.jit(codec.moments)
-    found = np.concatenate([moments(params, batch) for batch in pictures])
-    scale = latent_scale(codec, found, jax.random.key(0), per_channel=per_channel)
-    matrix = preview.fit(codec, params, pictures)
+    images = first_images(config, experiment.SCALE_SAMPLE_IMAGES)
+    encode = jax.jit(codec.moments)
+    moments = np.concatenate([encode(params, batch) for batch in images])
+    scale = latent_scale(codec, moments, jax.random.key(0), per_channel=per_channel)
+    matrix = preview.fit(codec, params, images)
     return {"latent_scale": scale, "latent_rgb": matrix.tolist()}
 
 
-def first_pictures(config: ConfigDict, limit: int) -> list[np.ndarray]:
-    """Batches f32 "b S S 3" of the training split, `limit` pictures together."""
+def first_images(config: ConfigDict, limit: int) -> list[np.ndarray]:
+    """Batches f32 "b S S 3" of the training split, `limit` images together."""
     data, row = experiment.source(config, "train"), experiment.transform(config)
-    found, count = [], 0
+    images, count = [], 0
     for batch in data_pipeline.batches_once(data, row, batch_size=32):
         real = batch["image"][batch["weight"] > 0]
-        found.append(real[: limit - count])
-        count += len(found[-1])
+        images.append(real[: limit - count])
+        count += len(images[-1])
         if count == limit:
             break
-    return found
+    return images
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.export", description=__doc__.splitlines()[0]
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--half", action="store_true", help="store f16")
@@ -76,15 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="store one latent scale a channel instead of one for all",
     )
-    args = parser.parse_args(argv)
-    quiet_orbax()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export what the flags name."""
     options = dict(half=args.half, per_channel_scale=args.per_channel_scale)
-    try:
-        export(args.workdir, args.out, **options)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"export: error: {' '.join(str(error).split())}\n")
-        return 2
-    return 0
+    export(args.workdir, args.out, **options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_tool("export", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

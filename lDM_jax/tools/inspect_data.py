@@ -28,6 +28,7 @@ from lDM_jax.data.sources import SPLITS
 from lDM_jax.data.transforms import Compose
 from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config.config_file import read_config
+from lDM_jax.tools import run_tool
 
 PANEL_PX = 192
 TEXT_PX = 44
@@ -159,8 +160,12 @@ def colour(labels) -> np.ndarray:
     return np.where(labels > 0, mixed, 0).astype(np.uint8)
 
 
-def inspect(config, args: argparse.Namespace) -> dict:
-    """Write the grid, return the report."""
+def run(args: argparse.Namespace) -> str:
+    """Write the grid; returns the report as JSON."""
+    config = read_config(args.config, args.changes)
+    if config.data.source == "latents":
+        raise UserError("latents cannot be looked at: give a source of images")
+    networks.check_pixels(config, 1)
     source = datasets.source(config, args.split)
     result = {"source": config.data.source, "split": args.split}
     result["examples"] = {name: _length(config, name) for name in SPLITS}
@@ -175,7 +180,7 @@ def inspect(config, args: argparse.Namespace) -> dict:
     if panels and args.out:
         image.write_png(args.out, image.grid(np.stack(panels), columns=args.columns))
         result["picture"] = str(args.out)
-    return result
+    return json.dumps(result, indent=1, ensure_ascii=False)
 
 
 def _length(config, split: str) -> int | None:
@@ -185,38 +190,23 @@ def _length(config, split: str) -> int | None:
         return None
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.inspect_data", description=__doc__.splitlines()[0]
-    )
-    main.add_argument("--config", required=True, help="file, also with :argument")
-    main.add_argument(
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--config", required=True, help="file, also with :argument")
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes"
     )
-    main.add_argument("--split", choices=SPLITS, default="train")
-    main.add_argument("--out", type=Path, help="PNG to write")
-    main.add_argument("--count", type=int, default=24, help="examples in the picture")
-    main.add_argument("--columns", type=int, default=6)
-    main.add_argument("--epoch", type=int, default=0, help="whose random choices")
-    main.add_argument("--examine", type=int, default=500, help="examples for figures")
-    main.add_argument("--check", action="store_true", help="read every example")
-    return main
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--out", type=Path, help="PNG to write")
+    parser.add_argument("--count", type=int, default=24, help="examples in the picture")
+    parser.add_argument("--columns", type=int, default=6)
+    parser.add_argument("--epoch", type=int, default=0, help="whose random choices")
+    parser.add_argument("--examine", type=int, default=500, help="examples for figures")
+    parser.add_argument("--check", action="store_true", help="read every example")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        config = read_config(args.config, args.changes)
-        if config.data.source == "latents":
-            raise UserError("latents cannot be looked at: give a source of pictures")
-        networks.check_pixels(config, 1)
-        result = inspect(config, args)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"inspect_data: error: {' '.join(str(error).split())}\n")
-        return 2
-    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return 0
+    return run_tool("inspect_data", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,16 @@ import json
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from fontTools.ttLib import TTFont, TTLibError
+
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
+from lDM_jax.tools import run_tool
 
 VARIATION_SELECTOR = 0xFE0F
 LIGATURE, EXTENSION = 4, 7
@@ -129,6 +133,22 @@ def encode_record(name: Name, png: bytes) -> bytes:
     return struct.pack("<I", len(header)) + header + png
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--font", required=True, help="a font with CBDT images")
+    parser.add_argument("--names", required=True, help="Unicode's emoji-test.txt")
+    parser.add_argument("--out", required=True, help="the ArrayRecord file to write")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Write the data set; returns its counts as JSON."""
+    try:
+        report = make(args.font, args.names, out=args.out)
+    except (RuntimeError, TTLibError, ValueError) as error:
+        raise UserError(str(error)) from None
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
 def make(font: str | Path, names: str | Path, *, out: str | Path) -> dict:
     """Write the data set; returns counts: written, without a glyph, groups, splits.
 
@@ -140,9 +160,8 @@ def make(font: str | Path, names: str | Path, *, out: str | Path) -> dict:
     if not entries:
         raise ValueError(f"{names} names no fully-qualified emoji: not emoji-test.txt")
     missing, written = [], []
-    partial = Path(out).with_name(f".{Path(out).name}.partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    try:
+    with replacing(Path(out)) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for name in entries:
             png = pictures.png([int(point, 16) for point in name.codepoints.split()])
             if png is None:
@@ -151,9 +170,6 @@ def make(font: str | Path, names: str | Path, *, out: str | Path) -> dict:
             writer.write(encode_record(name, png))
             written.append((name, png))
         writer.close()
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     return {
         "written": len(written),
         "without a glyph": missing,
@@ -165,20 +181,8 @@ def make(font: str | Path, names: str | Path, *, out: str | Path) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; exit code 2 with one line when an input cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--font", required=True, help="a font with CBDT pictures")
-    parser.add_argument("--names", required=True, help="Unicode's emoji-test.txt")
-    parser.add_argument("--out", required=True, help="the ArrayRecord file to write")
-    flags = parser.parse_args(argv)
-    try:
-        report = make(flags.font, flags.names, out=flags.out)
-    except (OSError, RuntimeError, TTLibError, ValueError) as error:
-        sys.stderr.write(f"make_emoji: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_tool("make_emoji", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

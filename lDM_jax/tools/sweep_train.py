@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.from_config.config_file import read_config
+from lDM_jax.tools import run_tool
 from lDM_jax.training.report import read_metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -72,6 +73,11 @@ def share_of(text: str) -> tuple[int, int]:
     raise UserError(f"--share {text}: write INDEX/COUNT with 0 <= INDEX < COUNT")
 
 
+def changes(args: argparse.Namespace, values: dict[str, str]) -> list[str]:
+    """The KEY=VALUE of --set and of one run."""
+    return [*args.set, *(f"{key}={value}" for key, value in values.items())]
+
+
 def train(command: list[str]) -> int:
     """Run train.py; a signal to this program goes on to it, so that it saves."""
     child = subprocess.Popen(command)
@@ -113,16 +119,27 @@ def table(folder: Path, runs: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def sweep(args: argparse.Namespace) -> int:
-    """Train what is left, write the table; the number of runs that failed."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--config", required=True, help="file, also with :argument")
+    parser.add_argument("--workdir", required=True, help="folder of the runs")
+    parser.add_argument(
+        "--over", action="append", required=True, metavar="KEY=VALUE,..."
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--share", default="0/1", metavar="INDEX/COUNT")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is left, write the table; returns 1 if a run failed, else 0."""
     runs, (index, count) = combinations(args.over), share_of(args.share)
-    for run in runs:  # before the first is trained
-        read_config(args.config, [*args.set, *(f"{k}={v}" for k, v in run.items())])
+    for values in runs:  # before the first is trained
+        read_config(args.config, changes(args, values))
     folder, failed = Path(args.workdir), []
-    for run in () if args.table else runs[index::count]:
-        workdir = folder / name_of(run)
-        changes = [*args.set, *(f"{key}={value}" for key, value in run.items())]
-        flags = [f"--config.{change}" for change in changes]
+    for values in () if args.table else runs[index::count]:
+        workdir = folder / name_of(values)
+        flags = [f"--config.{change}" for change in changes(args, values)]
         command = [sys.executable, str(TRAIN), f"--config={args.config}", *flags]
         if train([*command, f"--workdir={workdir}"]):
             failed.append(workdir.name)
@@ -132,27 +149,11 @@ def sweep(args: argparse.Namespace) -> int:
     sys.stdout.write(text + "\n")
     for name in failed:
         sys.stderr.write(f"sweep_train: {name} failed, see its log above\n")
-    return len(failed)
+    return 1 if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.sweep_train", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--config", required=True, help="file, also with :argument")
-    parser.add_argument("--workdir", required=True, help="folder of the runs")
-    parser.add_argument(
-        "--over", action="append", required=True, metavar="KEY=VALUE,..."
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--share", default="0/1", metavar="INDEX/COUNT")
-    parser.add_argument("--table", action="store_true", help="train nothing")
-    args = parser.parse_args(argv)
-    try:
-        return 1 if sweep(args) else 0
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"sweep_train: error: {' '.join(str(error).split())}\n")
-        return 2
+    return run_tool("sweep_train", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ by this command with its defaults; its last line tells the accuracy on held-out 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy as np
 import optax
 
 from lDM_jax.core.arrays import Array
-from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.models.emoji_features import SIZE_PX, EmojiFeatures
+from lDM_jax.tools import run_tool
 from lDM_jax.weights import directory as weights_directory
 from lDM_jax.weights.name_maps import Lazy, as_lazy
 
@@ -99,27 +98,25 @@ def accuracy(params: dict, split: str) -> float:
     return right / len(source)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
     parser.add_argument("--out", required=True, help="the safetensors file, f16")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    try:
-        params = train(args.steps, args.batch, args.seed, sys.stderr.write)
-        lazy: dict[str, Lazy] = {"/".join(k): v for k, v in as_lazy(params).items()}
-        weights_directory.write_tensors(
-            Path(args.out), lazy, dtype=np.dtype(np.float16)
-        )
-        shares = {
-            split: round(accuracy(params, split), 4) for split in ("train", "test")
-        }
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"train_emoji_features: error: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps({"steps": args.steps, "accuracy": shares}) + "\n")
-    return 0
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Train, write the file; returns the accuracy on both splits."""
+    params = train(args.steps, args.batch, args.seed, sys.stderr.write)
+    lazy: dict[str, Lazy] = {"/".join(k): v for k, v in as_lazy(params).items()}
+    weights_directory.write_tensors(Path(args.out), lazy, dtype=np.dtype(np.float16))
+    shares = {split: round(accuracy(params, split), 4) for split in ("train", "test")}
+    return {"steps": args.steps, "accuracy": shares}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_tool("train_emoji_features", __doc__, arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_a_killed_conversion_goes_on_and_writes_the_same(tmp_path, capsys):
     convert_webdataset.main([str(tars[0]), "--out", str(broken)])
     # what a kill in the second tar leaves: records without their note
     (broken / "train-00001.array_record").write_bytes(b"half")
-    (broken / ".train-00001.array_record.partial").write_bytes(b"half")
+    (broken / ".train-00001.partial.array_record").write_bytes(b"half")
     capsys.readouterr()
     assert convert_webdataset.main([*map(str, tars), "--out", str(broken)]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 1
@@ -174,7 +174,7 @@ def test_a_short_tar_and_other_tars_than_before_are_errors(tmp_path, capsys):
     short = tmp_path / "short.tar"
     short.write_bytes(tars[0].read_bytes()[:1300])
     assert convert_webdataset.main([str(short), *out]) == 2
-    assert "short.tar is no whole tar" in capsys.readouterr().err
+    assert "short.tar is not a whole tar" in capsys.readouterr().err
     assert convert_webdataset.main([str(tars[0]), *out]) == 0
     assert convert_webdataset.main([str(tars[1]), *out]) == 2
     assert "was made of 0.tar, not of 1.tar" in capsys.readouterr().err
