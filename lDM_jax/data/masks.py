@@ -1,4 +1,4 @@
-"""What an inpainting model is to paint: random masks, of the shapes that LaMa draws.
+"""Random masks for inpainting, of the shapes that LaMa draws.
 
     thick, medium, thin   chains of straight brush strokes; thick and medium draw some
                           rectangles in their place (23 % of the masks)
@@ -8,7 +8,7 @@
 
 The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its
 256-px test masks, by which inpainting is compared; they scale with the shorter side of
-the picture. As there, masks of more than half the picture are drawn again. Painted
+the image. As there, masks of more than half the image are drawn again. Painted
 share of the area at 256 px, the mean and the range from the 5th to the 95th percentile
 (`python -m benchmarks.transforms --masks 2000`):
 
@@ -70,7 +70,7 @@ KINDS = (*PURE_KINDS, "mixed")
 class RandomMask:
     """Add mask f32 {0, 1} "H W 1", 1 = to be painted, to an example with an image.
 
-    kind: see the module. A mask is never empty and never more than half the picture.
+    kind: see the module. A mask is never empty and never more than half the image.
     """
 
     kind: str = "mixed"
@@ -109,7 +109,7 @@ def _draw(kind: str, height: int, width: int, rng: np.random.Generator) -> np.nd
 
 
 def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """bool "H W": a rectangle inside, sides U[sqrt 0.10, sqrt 0.35] of the picture's.
+    """bool "H W": a rectangle inside, sides U[sqrt 0.10, sqrt 0.35] of the image's.
 
     The area is 21 % on average, ((sqrt 0.10 + sqrt 0.35) / 2)^2.
     """
@@ -179,8 +179,8 @@ def paint_stroke(
 ) -> None:
     """Set to True, in place, what lies within width_px / 2 of the segment.
 
-    painted: bool "H W". start, end: (row, column), whole numbers are pixel centres. The
-    ends are round. A start at a pixel's centre always paints that pixel.
+    painted: bool "H W". start, end: (row, column), whole numbers are pixel centers. The
+    ends are round. A start at a pixel's center always paints that pixel.
     """
     radius = width_px / 2
     first = np.maximum(0, np.ceil(np.minimum(start, end) - radius)).astype(int)

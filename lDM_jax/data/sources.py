@@ -4,13 +4,13 @@ A source has `len(source)`, `source[i]` (a dict of numpy values and strings, the
 every call; BadExample for one that cannot be used) and `fingerprint`, a hash of its
 content and options, by which a cache made from a source knows whether it still fits.
 It may have `conditions`, the keys of its examples besides "image", `num_classes`,
-`classes` and `categories`, the names of the pictures' and the boxes' labels by number,
-and `listing`, a fingerprint that reads no picture.
+`classes` and `categories`, the names of the images' and the boxes' labels by number,
+and `listing`, a fingerprint that reads no image.
 Sources are picklable and cheap to copy to a worker. What is random belongs to
 `transforms.py`.
 
 Images are uint8, RGBA "H W 4" or opaque "H W 3", here "S S 4"; `transforms.Composite`
-decides which colour lies behind them, `crop.Crop` what is shown.
+decides which color lies behind them, `crop.Crop` what is shown.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def parse_record(record: bytes) -> tuple[dict[str, str], bytes]:
 
 
 def pad_square(pixels: np.ndarray) -> np.ndarray:
-    """uint8 "H W 4" -> "S S 4" with S = max(H, W), centred, the border transparent."""
+    """uint8 "H W 4" -> "S S 4" with S = max(H, W), centered, the border transparent."""
     height, width, channels = pixels.shape
     size = max(height, width)
     top, left = (size - height) // 2, (size - width) // 2
@@ -71,12 +71,12 @@ class EmojiSource:
     """3,655 captioned emoji of 99 subgroups, in a fixed split; nothing is downloaded.
 
     source[i] -> {"image": uint8 "S S 4" RGBA, "caption": str, "label": i32 ""} where
-    the label is the index of the emoji's subgroup in `subgroups`. The picture is the
-    font's (136 x 128), padded to a square and resized to size_px with the colours
+    the label is the index of the emoji's subgroup in `subgroups`. The image is the
+    font's (136 x 128), padded to a square and resized to size_px with the colors
     weighted by their alpha, so that invisible pixels do not darken the edge.
 
     split: "train" (3,290), "validation" (177) or "test" (188).
-    size_px: S. Pictures are decoded at first use and kept: 54 MB at 64 px.
+    size_px: S. Images are decoded at first use and kept: 54 MB at 64 px.
     path: another file of the same format.
     """
 
@@ -96,13 +96,13 @@ class EmojiSource:
         self.split = split
         self.size_px = size_px
         self.path = Path(path or EMOJI)
-        everything = [parse_record(record) for record in read_records(self.path)]
-        chosen = [item for item in everything if item[0]["split"] == split]
-        self._subgroups = sorted({header["subgroup"] for header, _ in everything})
-        self._groups = sorted({header["group"] for header, _ in everything})
-        self._headers = [header for header, _ in chosen]
-        self._pngs = [png for _, png in chosen]
-        self._images: list[np.ndarray | None] = [None] * len(chosen)
+        all_records = [parse_record(record) for record in read_records(self.path)]
+        records = [item for item in all_records if item[0]["split"] == split]
+        self._subgroups = sorted({header["subgroup"] for header, _ in all_records})
+        self._groups = sorted({header["group"] for header, _ in all_records})
+        self._headers = [header for header, _ in records]
+        self._pngs = [png for _, png in records]
+        self._images: list[np.ndarray | None] = [None] * len(records)
         index = {name: label for label, name in enumerate(self._subgroups)}
         self._labels = np.array(
             [index[header["subgroup"]] for header in self._headers], np.int32
@@ -119,14 +119,14 @@ class EmojiSource:
         }
 
     def _image(self, i: int) -> np.ndarray:
-        picture = self._images[i]
-        if picture is None:
+        pixels = self._images[i]
+        if pixels is None:
             square = pad_square(image.decode(self._pngs[i]))
             # PIL multiplies RGBA by its alpha before it filters, and divides after.
-            picture = image.resize(square, self.size_px)
-            picture.setflags(write=False)
-            self._images[i] = picture
-        return picture
+            pixels = image.resize(square, self.size_px)
+            pixels.setflags(write=False)
+            self._images[i] = pixels
+        return pixels
 
     @property
     def captions(self) -> list[str]:
@@ -166,7 +166,7 @@ class EmojiSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the split's headers and pictures and of size_px, in hexadecimal."""
+        """Hash of the split's headers and images and of size_px, in hexadecimal."""
         digest = hashlib.sha256(f"emoji {self.split} {self.size_px}".encode())
         for header, png in zip(self._headers, self._pngs, strict=True):
             digest.update(json.dumps(header, sort_keys=True).encode())

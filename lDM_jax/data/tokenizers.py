@@ -1,6 +1,6 @@
-"""Text -> token ids: BERT's word pieces (the paper), CLIP's (Stable Diffusion).
+"""Text -> token ids: BERT's word pieces (the paper), CLIP's BPE (Stable Diffusion).
 
-Owns the vocabulary files. Imports no jax, so that data workers may tokenise.
+Owns the vocabulary files. Imports no jax, so that data workers may tokenize.
 """
 
 import gzip

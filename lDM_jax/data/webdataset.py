@@ -100,7 +100,7 @@ def convert(tar: Path, target: Path) -> dict:
                 classes.add(fields["label"])
             else:
                 labels = max(labels, fields.get("label", -1) + 1)
-            boxes = metadata.labelled_boxes(fields)
+            boxes = metadata.labeled_boxes(fields)
             categories |= {c for c in (boxes[1] if boxes else ()) if isinstance(c, str)}
         writer.close()
     summary = {"records": count, "left_out": left_out, "tar": tar.name}
