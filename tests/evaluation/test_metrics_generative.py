@@ -23,7 +23,7 @@ def kid_of(x: np.ndarray, y: np.ndarray, drawn: np.ndarray | None = None, **opti
     drawn = np.zeros((0, len(x))) if drawn is None else drawn
     counts = len(x), len(y)
     return kernel_distances.kid(
-        x.__getitem__, y.__getitem__, counts=counts, drawn=drawn, **options
+        x.__getitem__, y.__getitem__, counts=counts, draws=drawn, **options
     )
 
 

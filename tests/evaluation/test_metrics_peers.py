@@ -73,7 +73,7 @@ def test_kid():
     )
     counts, none = (300, 300), np.zeros((0, 300))
     ours, _, _ = kernel_distances.kid(
-        A.__getitem__, B.__getitem__, counts=counts, drawn=none
+        A.__getitem__, B.__getitem__, counts=counts, draws=none
     )
     assert ours == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
     double = A.astype(np.float64), B.astype(np.float64)

@@ -26,9 +26,9 @@ from lDM_jax.data import sources
 from lDM_jax.data.scenes import trim
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.evaluation import options
-from lDM_jax.evaluation.commands.prompts import training_pictures
+from lDM_jax.evaluation.commands.prompts import training_images
 from lDM_jax.evaluation.metrics import objects
-from lDM_jax.evaluation.metrics.recognition import nearest, recognise
+from lDM_jax.evaluation.metrics.recognition import nearest, recognize
 from lDM_jax.evaluation.metrics.reconstruction import PEAK, psnr, ssim
 from lDM_jax.from_config import datasets
 from lDM_jax.sampling.pipeline import BATCH, Pipeline
@@ -239,8 +239,8 @@ def classes(pipe: Pipeline, args) -> tuple[dict, list]:
     order = np.random.default_rng(0).permutation(np.unique(source.labels))
     labels = np.resize(order, args.num)
     found = draw(pipe, [{"label": int(label)} for label in labels], args)
-    references = training_pictures(source)
-    result = recognise(found, labels, references=references, labels=source.labels)
+    references = training_images(source)
+    result = recognize(found, labels, references=references, labels=source.labels)
     first = [np.flatnonzero(source.labels == label)[0] for label in labels]
     figures = {"accuracy": result.accuracy, "chance": result.chance}
     return figures, [references[first], found, references[result.nearest]]
@@ -251,8 +251,8 @@ def unconditional(pipe: Pipeline, args) -> tuple[dict, list]:
     if pipe.config.data.source != "emoji":
         raise UserError("the nearest pictures are looked for among the emoji only")
     size = dict(size_px=pipe.config.data.size_px)
-    references = training_pictures(EmojiSource(split="train", **size))
-    held = training_pictures(EmojiSource(split=args.split, **size))
+    references = training_images(EmojiSource(split="train", **size))
+    held = training_images(EmojiSource(split=args.split, **size))
     found = draw(pipe, [{}] * args.num, args)
     near, near_held = (references[nearest(x, references)] for x in (found, held))
     figures = {
