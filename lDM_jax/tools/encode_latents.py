@@ -6,9 +6,9 @@
         --config.data.source=latents --config.data.path=LATENTS \\
         --config.first_stage.path=FIRST_STAGE
 
-Training then reads moments instead of encoding pictures. All devices of a host work,
+Training then reads moments instead of encoding images. All devices of a host work,
 and all hosts that share --out (--process 0/4 ... 3/4, where JAX does not know of them).
-The same command goes on after a kill and writes the same files. Pictures that cannot be
+The same command continues after a kill and writes the same files. Images that cannot be
 used are left out and listed in LATENTS/bad_examples.jsonl. A config that mirrors gets a
 mirrored copy of everything; random crops, degradations and several captions are drawn
 --draws times (config.data.cache_draws, or once) and then stay as they are. --embeddings
@@ -30,8 +30,8 @@ from lDM_jax.from_config.config_file import read_config
 from lDM_jax.tools import log_to_stdout, run_tool
 
 
-def process_of(text: str | None) -> tuple[int, int]:
-    """ "2/4" -> (2, 4); None is what JAX says. UserError for other texts."""
+def parse_process(text: str | None) -> tuple[int, int]:
+    """ "2/4" -> (2, 4); None asks JAX. UserError for other texts."""
     if text is None:
         return jax.process_index(), jax.process_count()
     try:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if config.stage != "diffusion":
         raise UserError("a latents cache is made for a second stage's config")
     if config.data.source == "latents":
-        raise UserError("config.data.source is 'latents' already: give pictures")
+        raise UserError("config.data.source is 'latents' already: give images")
     encode_latents.check_task(config)
     codec, params = networks.first_stage(config)
     networks.check_pixels(config, codec.factor)
@@ -64,10 +64,13 @@ def run(args: argparse.Namespace) -> None:
         config, frozen, splits, embeddings=args.embeddings, **options
     )
     write_plan(out, plan)
-    process, most = process_of(args.process), config.data.get("max_bad_share", 1.0)
+    process, max_share = (
+        parse_process(args.process),
+        config.data.get("max_bad_share", 1.0),
+    )
     for name, source in splits.items():
         tail = f".{process[0]}" if process[0] else ""
-        listed = out / name / f"bad_examples{tail}.jsonl"
+        bad_file = out / name / f"bad_examples{tail}.jsonl"
         encode_latents.write_split(
             out,
             plan,
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             tower=None if tower is None else (tower.apply, frozen["text"]),
             batch_size=args.batch_size,
             num_workers=config.data.num_workers,
-            ledger=Ledger(len(source), path=listed, max_share=most),
+            ledger=Ledger(len(source), path=bad_file, max_share=max_share),
             process=process,
         )
 

@@ -1,12 +1,12 @@
 """Measure a trained model: python -m lDM_jax.tools.evaluate COMMAND.
 
     reference --config configs/emoji.py --out ref.npz   statistics of a data set
-    generate --model emoji --num 1000 --out DIR         draw pictures and measure them
+    generate --model emoji --num 1000 --out DIR         draw images and measure them
     compare SAMPLES REFERENCE                           folders, batches or statistics
     recon --model emoji_kl_f8      PSNR, SSIM, LPIPS, R-FID of a first stage
     sweep --model emoji --over guidance --values 1 3 5 --out DIR       table and plot
     prompts --model emoji          do samples show what their captions say?
-    regions --model emoji          two prompts, each for one half of a picture
+    regions --model emoji          two prompts, each for one half of an image
     task --model runs/emoji_sr     figures of the model's task, beside simple baselines
 
 Figures of --extractor=emoji need no download and compare runs on the embedded set only;

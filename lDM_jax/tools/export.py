@@ -32,12 +32,12 @@ def export(
 ) -> None:
     """Write `out` from the newest whole checkpoint of `workdir`."""
     config, params = networks.load_trained(workdir)
-    plain = config.to_dict()
+    fields = config.to_dict()
     if config.stage == "autoencoder":
-        plain |= measure(config, params, per_channel=per_channel_scale)
+        fields |= measure(config, params, per_channel=per_channel_scale)
     elif per_channel_scale:
         raise UserError(f"{workdir} is no first stage: it has no latent scale to store")
-    weights_directory.save(Path(out), plain, params, half=half)
+    weights_directory.save(Path(out), fields, params, half=half)
 
 
 def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> dict:

@@ -2,7 +2,7 @@
 
     python -m lDM_jax.tools.train_emoji_features --out features.safetensors
 
-Classifies the 99 subgroups of the embedded training emoji on white or coloured ground,
+Classifies the 99 subgroups of the embedded training emoji on white or colored ground,
 mirrored, shifted, tinted and noisy. `assets/emoji_features.safetensors` (f16) was made
 by this command with its defaults; its last line tells the accuracy on held-out emoji.
 """
@@ -30,22 +30,24 @@ PEAK_RATE = 4e-3
 
 def augment(key: Array, pixels: Array) -> Array:
     """uint8 RGBA "S S 4" -> f32 [-1, 1] "S S 3", changed at random."""
-    flip, where, ground, colour, tint, bright, noise = jax.random.split(key, 7)
+    flip, where, ground, color, tint, bright, noise = jax.random.split(key, 7)
     x = pixels.astype(jnp.float32) / 255
     x = jnp.where(jax.random.bernoulli(flip), x[:, ::-1], x)
     padded = jnp.pad(x, ((SHIFT_PX, SHIFT_PX), (SHIFT_PX, SHIFT_PX), (0, 0)))
     top, left = jax.random.randint(where, (2,), 0, 2 * SHIFT_PX + 1)
     x = jax.lax.dynamic_slice(padded, (top, left, 0), x.shape)
-    drawn = jax.random.uniform(colour, (1, 1, 3))
-    behind = jnp.where(jax.random.bernoulli(ground, 0.3), drawn, jnp.ones((1, 1, 3)))
-    x = x[:, :, 3:] * x[:, :, :3] + (1 - x[:, :, 3:]) * behind
+    random_color = jax.random.uniform(color, (1, 1, 3))
+    background = jnp.where(
+        jax.random.bernoulli(ground, 0.3), random_color, jnp.ones((1, 1, 3))
+    )
+    x = x[:, :, 3:] * x[:, :, :3] + (1 - x[:, :, 3:]) * background
     x = 2 * x - 1
     x = x * jax.random.uniform(tint, (1, 1, 3), minval=0.8, maxval=1.2)
     x = x + 0.15 * jax.random.normal(bright, (1, 1, 1))
     return jnp.clip(x + 0.05 * jax.random.normal(noise, x.shape), -1.0, 1.0)
 
 
-def plain(pixels: Array) -> Array:
+def on_white(pixels: Array) -> Array:
     """uint8 RGBA "n S S 4" on white, f32 [-1, 1] "n S S 3"."""
     x = pixels.astype(jnp.float32) / 255
     return 2 * (x[..., 3:] * x[..., :3] + (1 - x[..., 3:])) - 1
@@ -70,10 +72,10 @@ def train(steps: int, batch_size: int, seed: int, report=lambda text: None) -> d
     @jax.jit
     def step(params, state, key):
         rows, change = jax.random.split(key)
-        chosen = jax.random.randint(rows, (batch_size,), 0, len(pixels))
+        indices = jax.random.randint(rows, (batch_size,), 0, len(pixels))
         keys = jax.random.split(change, batch_size)
-        x = jax.vmap(augment)(keys, pixels[chosen])
-        value, grads = jax.value_and_grad(loss)(params, x, labels[chosen])
+        x = jax.vmap(augment)(keys, pixels[indices])
+        value, grads = jax.value_and_grad(loss)(params, x, labels[indices])
         updates, state = chain.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
@@ -92,7 +94,7 @@ def accuracy(params: dict, split: str) -> float:
     apply, right = jax.jit(EmojiFeatures().apply), 0
     for start in range(0, len(source), 64):
         indices = range(start, min(start + 64, len(source)))
-        x = plain(np.stack([source[i]["image"] for i in indices]))
+        x = on_white(np.stack([source[i]["image"] for i in indices]))
         logits = apply({"params": params}, x)["logits"]
         right += int((logits.argmax(1) == source.labels[start : start + 64]).sum())
     return right / len(source)

@@ -257,10 +257,10 @@ def test_script_leaves_no_half_written_file(tmp_path, monkeypatch):
 
     class TornFont:
         def __init__(self, path):
-            self.pictures = iter([b"first"])
+            self.glyphs = iter([b"first"])
 
         def png(self, codepoints):
-            return next(self.pictures)
+            return next(self.glyphs)
 
     monkeypatch.setattr(make_emoji, "Font", TornFont)
     names = tmp_path / "names.txt"

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from lDM_jax.data.scenes import SceneSource
+from lDM_jax.evaluation import data_report
 from lDM_jax.tools import inspect_data
 
 ROOT = Path(__file__).parents[2]
-PANEL = inspect_data.PANEL_PX, inspect_data.PANEL_PX + inspect_data.TEXT_PX
+PANEL = data_report.PANEL_PX, data_report.PANEL_PX + data_report.TEXT_PX
 
 
 def run(capsys, *flags):
@@ -81,8 +82,8 @@ def test_conditions_are_drawn(tmp_path, capsys, task, panels):
 
 def test_labels_of_boxes_are_named():
     scenes = SceneSource(split="test")
-    assert inspect_data.name_of(scenes, 2, "layout") == "Flags"
-    assert inspect_data.name_of(scenes, 2) == "2"  # images have no label
+    assert data_report.class_name(scenes, 2, "layout") == "Flags"
+    assert data_report.class_name(scenes, 2) == "2"  # images have no label
 
 
 def test_errors_are_one_line(capsys, tmp_path):
