@@ -179,7 +179,12 @@ class EmojiSource:
 
 
 class First:
-    """The first `count` examples of a source (all, if it has fewer)."""
+    """The first `count` examples of a source (all, if it has fewer).
+
+    It has those of SHARED that the source has.
+    """
+
+    SHARED = ("conditions", "num_classes", "classes", "categories", "captions_of")
 
     def __init__(self, source, count: int):
         self._source, self._count = source, min(count, len(source))
@@ -192,10 +197,10 @@ class First:
             raise IndexError(f"example {i} of {self._count}")
         return self._source[i % self._count]
 
-    @property
-    def conditions(self) -> list[str] | None:
-        """The keys of an example besides "image", where the source says them."""
-        return getattr(self._source, "conditions", None)
+    def __getattr__(self, name: str):
+        if name in self.SHARED:
+            return getattr(self._source, name)
+        raise AttributeError(f"{type(self).__name__} has no {name}")
 
     @property
     def listing(self) -> str:
@@ -203,26 +208,6 @@ class First:
         whole = getattr(self._source, "listing", None) or self._source.fingerprint
         text = f"first {self._count} of {whole}"
         return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the source's labels take; 0 where it does not say."""
-        return getattr(self._source, "num_classes", 0)
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the source's labels; none where it does not say."""
-        return list(getattr(self._source, "classes", ()))
-
-    @property
-    def categories(self) -> list[str]:
-        """The same of its boxes' labels."""
-        return list(getattr(self._source, "categories", ()))
-
-    @property
-    def captions_of(self):
-        """The source's function of that name, or None."""
-        return getattr(self._source, "captions_of", None)
 
     @property
     def fingerprint(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from lDM_jax.core.arrays import Array, Float, typecheck
 from lDM_jax.core.errors import UserError
+from lDM_jax.data.degrade import cubic
 from lDM_jax.models.clip_text import ACTIVATIONS
 from lDM_jax.models.layers import attend
 
@@ -126,11 +127,8 @@ def interpolation_matrix(size: int, target: int, offset: float) -> np.ndarray:
     1/2, not antialiased, the border repeated: torch's interpolate."""
     center = (np.arange(target) + 0.5) * size / (target + offset) - 0.5
     taps = np.floor(center)[:, None] + np.arange(-1, 3)
-    d, a = np.abs(taps - center[:, None]), -0.75
-    near = ((a + 2) * d - (a + 3)) * d**2 + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
+    weights = cubic(np.abs(taps - center[:, None]), a=-0.75)
     matrix = np.zeros((target, size))
     columns = np.clip(taps, 0, size - 1).astype(int)
-    weights = np.where(d <= 1, near, far)
     np.add.at(matrix, (np.arange(target)[:, None], columns), weights)
     return matrix.astype(np.float32)

@@ -1,10 +1,11 @@
 """Programs run as `python -m lDM_jax.tools.<name>`, each with flags and one call.
 
 A tool has `arguments(parser)`, which declares its flags, and `run(args)`, which does
-the work; `run_tool` makes a program of the two.
+the work; `make_main` makes a program of the two.
 """
 
 import argparse
+import functools
 import json
 import logging
 import sys
@@ -18,12 +19,22 @@ settle()
 Result = dict | str | int | None
 
 
+def make_main(
+    name: str,
+    about: str | None,
+    arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], Result],
+) -> Callable[..., int]:
+    """The tool's `main(argv=None)`: `run_tool` with these."""
+    return functools.partial(run_tool, name, about, arguments, run)
+
+
 def run_tool(
     name: str,
     about: str | None,
     arguments: Callable[[argparse.ArgumentParser], None],
     run: Callable[[argparse.Namespace], Result],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the flags, run, print the result; returns the exit code.
 

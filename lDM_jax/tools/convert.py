@@ -18,7 +18,7 @@ Reading order: reading, the last line of the report, flags.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -32,7 +32,7 @@ from lDM_jax.interop.diffusers import write as to_diffusers
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
 from lDM_jax.interop.original import write as to_original
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 from lDM_jax.weights import torch_file
 
 PROGRAMS = ("diffusers", "original")
@@ -150,9 +150,7 @@ def run(args: argparse.Namespace) -> str:
     return "\n".join([*model.report, *lines, f"wrote {args.out}"])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("convert", __doc__, arguments, run, argv)
-
+main = make_main("convert", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

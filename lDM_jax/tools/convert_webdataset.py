@@ -14,7 +14,6 @@ cannot be read, are left out and counted; a tar that is cut short stops the conv
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import records, webdataset
 from lDM_jax.data.sources import SPLITS
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +56,7 @@ def run(args: argparse.Namespace) -> dict:
     return total
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("convert_webdataset", __doc__, arguments, run, argv)
-
+main = make_main("convert_webdataset", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

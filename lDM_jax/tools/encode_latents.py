@@ -17,7 +17,6 @@ also stores what a frozen text tower makes of the captions.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,7 +26,7 @@ from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents_cache import DTYPES, write_plan
 from lDM_jax.from_config import datasets, encode_latents, networks
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.tools import log_to_stdout, run_tool
+from lDM_jax.tools import log_to_stdout, make_main
 
 
 def parse_process(text: str | None) -> tuple[int, int]:
@@ -105,9 +104,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process", metavar="INDEX/COUNT", help="this host's share")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("encode_latents", __doc__, arguments, run, argv)
-
+main = make_main("encode_latents", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,6 @@ printed.
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 import jax
 
@@ -37,7 +36,7 @@ from lDM_jax.evaluation.commands import (
     sweep,
     task,
 )
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 
 COMMANDS = {
     "prompts": prompts,
@@ -71,9 +70,7 @@ def run(args: argparse.Namespace) -> dict | None:
     return result if distributed.is_first() else None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("evaluate", __doc__, arguments, run, argv)
-
+main = make_main("evaluate", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,6 @@ the matrix of previews (`lDM_jax.sampling.preview`).
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.diffusion.codec import Codec, latent_scale
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import preview
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
 
@@ -82,9 +81,7 @@ def run(args: argparse.Namespace) -> None:
     export(args.workdir, args.out, **options)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("export", __doc__, arguments, run, argv)
-
+main = make_main("export", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from lDM_jax.data.sources import SPLITS
 from lDM_jax.evaluation import data_report
 from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +74,7 @@ def _length(config, split: str) -> int | None:
         return None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("inspect_data", __doc__, arguments, run, argv)
-
+main = make_main("inspect_data", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,7 +23,7 @@ import json
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from fontTools.ttLib import TTFont, TTLibError
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import replacing
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 
 VARIATION_SELECTOR = 0xFE0F
 LIGATURE, EXTENSION = 4, 7
@@ -181,9 +181,7 @@ def make(font: str | Path, names: str | Path, *, out: str | Path) -> dict:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("make_emoji", __doc__, arguments, run, argv)
-
+main = make_main("make_emoji", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,12 +12,11 @@ from the one asked for.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 from lDM_jax.training.posthoc_ema import reconstruct
 from lDM_jax.weights import directory as weights_directory
 
@@ -50,9 +49,7 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("reconstruct_ema", __doc__, arguments, run, argv)
-
+main = make_main("reconstruct_ema", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

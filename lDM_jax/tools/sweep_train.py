@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 from lDM_jax.training.report import read_metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -156,9 +156,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("sweep_train", __doc__, arguments, run, argv)
-
+main = make_main("sweep_train", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

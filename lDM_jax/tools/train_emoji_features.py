@@ -9,7 +9,6 @@ by this command with its defaults; its last line tells the accuracy on held-out 
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ import optax
 from lDM_jax.core.arrays import Array
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.models.emoji_features import SIZE_PX, EmojiFeatures
-from lDM_jax.tools import run_tool
+from lDM_jax.tools import make_main
 from lDM_jax.weights import directory as weights_directory
 from lDM_jax.weights.name_maps import Lazy, as_lazy
 
@@ -117,9 +116,7 @@ def run(args: argparse.Namespace) -> dict:
     return {"steps": args.steps, "accuracy": shares}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool("train_emoji_features", __doc__, arguments, run, argv)
-
+main = make_main("train_emoji_features", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

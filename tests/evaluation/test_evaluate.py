@@ -14,7 +14,7 @@ from lDM_jax.evaluation import extractors, features, figures
 from lDM_jax.evaluation import sides as sides_lib
 from lDM_jax.evaluation.comparison import Comparison
 from lDM_jax.evaluation.image_sets import Batch, Data, Folder, Part
-from lDM_jax.evaluation.metrics.frechet import frechet_distance
+from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian, Moments
 from lDM_jax.tools import evaluate
 from tests.reference import rule
@@ -146,7 +146,9 @@ def test_figures_are_those_of_the_metrics(sides, emoji):
         sigma = np.cov(exact, rowvar=False)
         gaussians.append(Gaussian(exact.mean(axis=0), sigma))
     found = report.figures["fd_emoji"]
-    assert found.value == pytest.approx(frechet_distance(*gaussians), rel=1e-9)
+    assert found.value == pytest.approx(
+        FrechetDistance(gaussians[0])(gaussians[1]), rel=1e-9
+    )
     assert found.low < found.value < found.high
     names = {"fd", "sfd", "is", "kd", "precision", "recall", "density", "coverage"}
     assert report.figures.keys() == {f"{name}_emoji" for name in names}
@@ -204,7 +206,7 @@ def test_any_mix_of_the_field_s_files(files, emoji, tmp_path, sides):
     assert values(figures.measure(plain, plain, emoji))["fd_emoji"] == 0
     mixed = figures.measure(sides[0], plain, emoji, replicates=2)
     assert values(mixed).keys() == {"fd_emoji", "is_emoji"}
-    exact = frechet_distance(sides[0].pool, Gaussian(np.zeros(112), np.eye(112)))
+    exact = FrechetDistance(sides[0].pool)(Gaussian(np.zeros(112), np.eye(112)))
     assert mixed.figures["fd_emoji"].value == pytest.approx(exact)
     path = stats(tmp_path / "adm.npz", spatial=True, arr_0=pictures(1))
     adm = sides_lib.open_side(path, emoji, tmp_path / "2")
@@ -307,7 +309,7 @@ def test_reference_from_a_config_file(tmp_path, capsys):
     assert evaluate.main(arguments) == 0
     record = json.loads(capsys.readouterr().out)["record"]
     assert (record["source"], record["split"], record["count"]) == ("emoji", "train", 9)
-    assert sides_lib.members(out) >= {"mu", "sigma", "mu_s", "sigma_s", "arr_0"}
+    assert sides_lib.array_names(out) >= {"mu", "sigma", "mu_s", "sigma_s", "arr_0"}
     assert evaluate.main(arguments) == 2
     assert "give a new file" in capsys.readouterr().err
     assert (

@@ -78,14 +78,14 @@ def flags(**changes) -> argparse.Namespace:
 
 def test_pairs_are_of_different_subgroups_and_the_same_for_a_seed():
     source = Labelled()
-    pairs = regions.pairs_of(flags(pairs=5), source)
+    pairs = regions.choose_pairs(flags(pairs=5), source)
     assert sorted(source.labels[pairs].reshape(-1)) == list(range(10))
-    np.testing.assert_array_equal(pairs, regions.pairs_of(flags(pairs=5), source))
-    assert (pairs != regions.pairs_of(flags(pairs=5, draw_seed=1), source)).any()
+    np.testing.assert_array_equal(pairs, regions.choose_pairs(flags(pairs=5), source))
+    assert (pairs != regions.choose_pairs(flags(pairs=5, draw_seed=1), source)).any()
     with pytest.raises(UserError, match="12 captions .* there are 10 subgroups"):
-        regions.pairs_of(flags(pairs=6), source)
+        regions.choose_pairs(flags(pairs=6), source)
     with pytest.raises(UserError, match="at least 1"):
-        regions.pairs_of(flags(pairs=0), source)
+        regions.choose_pairs(flags(pairs=0), source)
 
 
 def test_the_interval_is_over_pairs():

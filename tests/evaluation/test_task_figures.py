@@ -122,7 +122,7 @@ def test_a_crop_is_its_box():
 def test_objects_are_told_by_their_nearest_picture():
     source = EmojiSource(split="validation", size_px=32)
     pictures = [source[i]["image"] for i in range(12)]
-    references = objects.library(pictures)
+    references = objects.make_references(pictures)
     scene = np.full((64, 64, 3), 255, np.uint8)
     layout = [(3, (0.0, 0.0, 0.5, 0.5)), (7, (0.5, 0.5, 0.5, 0.5))]
     for label, (left, top, _, _) in layout:

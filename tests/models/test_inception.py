@@ -14,7 +14,7 @@ from PIL import Image
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation import extractors, sides
-from lDM_jax.evaluation.metrics.frechet import frechet_distance
+from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian
 from lDM_jax.models import inception, vgg16
 from tests.peers import peer, quietly, takes_disp, torchvision
@@ -199,7 +199,10 @@ def test_pytorch_fid_from_files_to_the_figure(pytorch_fid, theirs, folders, tmp_
     numbers = [number for gaussian in pairs[1] for number in gaussian[:2]]
     fid = quietly(pytorch_fid.calculate_frechet_distance, *numbers)
     # its root of a singular matrix is good to about 1e-3 of the distance
-    assert frechet_distance(*pairs[0]) == pytest.approx(fid, rel=1e-3) and fid > 1e-3
+    assert (
+        FrechetDistance(pairs[0][0])(pairs[0][1]) == pytest.approx(fid, rel=1e-3)
+        and fid > 1e-3
+    )
 
 
 def test_another_network_s_file_is_refused_in_one_line(tmp_path):

@@ -175,7 +175,9 @@ def drawn_objects(pipe: Pipeline, args, key: str) -> tuple[dict, list]:
     found = draw(pipe, [{key: one[key]} for one in examples], args)
     emoji = EmojiSource(split="train", size_px=136)
     pictures = [trim(emoji[i]["image"]) for i in range(len(emoji))]
-    judge = dict(references=objects.library(pictures), labels=emoji.group_labels)
+    judge = dict(
+        references=objects.make_references(pictures), labels=emoji.group_labels
+    )
     layouts, real = scenes(examples)
     known_layouts, known_pictures = scenes([known[i] for i in range(args.num)])
     mean = np.rint(known_pictures.mean(axis=0)).astype(np.uint8)

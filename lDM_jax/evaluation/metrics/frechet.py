@@ -72,11 +72,6 @@ class FrechetDistance:
         return float(shift @ shift + traces - 2 * shared)
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """d^2 of two Gaussians."""
-    return FrechetDistance(a)(b)
-
-
 def measure(
     comparison: Comparison, report: Report, key: str = "pool", stem: str = "fid"
 ) -> None:

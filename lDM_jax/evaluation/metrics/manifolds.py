@@ -45,12 +45,6 @@ class Membership(NamedTuple):
     covered: np.ndarray
 
 
-def blocks_of(features: np.ndarray) -> Blocks:
-    """The blocks of an array "n d"."""
-    starts = range(0, len(features), BLOCK)
-    return lambda: (features[start : start + BLOCK] for start in starts)
-
-
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a_i - b_j|^2, f64 "n m", at least 0."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

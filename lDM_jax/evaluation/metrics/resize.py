@@ -18,9 +18,9 @@ from functools import lru_cache
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.data.degrade import cubic
 
 MODES = ("legacy", "pytorch", "clean")
-CUBIC_SLOPE = -0.5
 
 
 @lru_cache(maxsize=64)
@@ -62,10 +62,7 @@ def _bicubic(size: int, target: int) -> np.ndarray:
     stretch = max(1.0, ratio)
     center = (np.arange(target)[:, None] + 0.5) * ratio
     distance = np.abs(np.arange(size)[None] + 0.5 - center) / stretch
-    a, d = CUBIC_SLOPE, np.minimum(distance, 2.0)
-    near = ((a + 2) * d - (a + 3)) * d**2 + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
-    weights = np.where(d <= 1, near, far)
+    weights = cubic(distance, a=-0.5)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -1,8 +1,8 @@
 """Mean and covariance of features, streamed, in float64 on the host.
 
 Only the sums n, sum x and sum x x^T are stored: memory does not grow with the
-number of images, and the sums of several hosts add up to those of all images. At
-2048 features these are 32 MB. Float32 sums would be wrong in the fourth digit.
+number of images. At 2048 features these are 32 MB. Float32 sums would be wrong in the
+fourth digit.
 """
 
 import dataclasses
@@ -54,14 +54,6 @@ class Moments:
         self.count += len(rows) if weights is None else float(np.sum(weights))
         self.total += weighted.sum(axis=0)
         self.outer += rows.T @ weighted
-
-    def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets of images."""
-        return Moments(
-            self.count + other.count,
-            self.total + other.total,
-            self.outer + other.outer,
-        )
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance; UserError for fewer than two images."""
