@@ -30,6 +30,7 @@ from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.folder import check_folder
 from lDM_jax.data.sources import SPLITS
+from lDM_jax.data.transforms import check_option
 
 COCO_HELP = (
     "give a folder with train2017/, val2017/ and annotations/ of cocodataset.org"
@@ -210,8 +211,7 @@ def _openimages_classes(root: Path, notes: Path) -> tuple[list[str], dict[str, i
 
 
 def _root(path: str | Path, split: str, how: str) -> Path:
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}; valid: {', '.join(SPLITS)}")
+    check_option("split", split, SPLITS)
     try:
         return check_folder(path)
     except UserError as error:

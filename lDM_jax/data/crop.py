@@ -15,7 +15,7 @@ import numpy as np
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.transforms import Example
+from lDM_jax.data.transforms import Example, check_option
 
 KINDS = ("center", "random")
 FILTERS = ("linear", *image.RESAMPLING)
@@ -43,11 +43,8 @@ class Crop:
     def __post_init__(self):
         if self.size_px < 1:
             raise UserError(f"size_px is {self.size_px}; it must be at least 1")
-        if self.kind not in KINDS:
-            raise UserError(f"crop {self.kind!r} is unknown; valid: {', '.join(KINDS)}")
-        if self.method not in FILTERS:
-            valid = ", ".join(FILTERS)
-            raise UserError(f"filter {self.method!r} is unknown; valid: {valid}")
+        check_option("crop", self.kind, KINDS)
+        check_option("filter", self.method, FILTERS)
         if 0 < self.resize_px < self.size_px:
             raise UserError(
                 f"resize_px is {self.resize_px}: give at least size_px = {self.size_px}"

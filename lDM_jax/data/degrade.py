@@ -29,7 +29,7 @@ import numpy as np
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.transforms import SPATIAL_KEYS, Example
+from lDM_jax.data.transforms import SPATIAL_KEYS, Example, check_option
 
 RESIZES = ("linear", "cubic", "area")
 SHRINK_KERNEL_PX = 25
@@ -120,9 +120,7 @@ class Degrade:
     factor: int = 4
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            valid = ", ".join(map(repr, KINDS))
-            raise UserError(f"degradation {self.kind!r} is unknown; valid are {valid}")
+        check_option("degradation", self.kind, KINDS)
         if self.factor < 1:
             raise UserError(f"the factor is {self.factor}; it must be at least 1")
 

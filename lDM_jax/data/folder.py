@@ -28,6 +28,7 @@ from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.core.image import IMAGE_SUFFIXES
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
+from lDM_jax.data.transforms import check_option
 
 METADATA = "metadata.jsonl"
 PLAN, RECORDS = "cache.json", ".array_record"  # files of other sources
@@ -103,7 +104,7 @@ class Entry(NamedTuple):
     segmentation: str = ""
 
 
-class FolderSource:
+class FolderSource(metadata.NamedLabels):
     """The images of a folder, laid out as the module says, in a fixed split.
 
     source[i] -> {"image": uint8 "H W 3", "H W 4" with transparency} and, where the
@@ -121,10 +122,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
-        if split not in SPLITS:
-            raise UserError(
-                f"split is {split!r}; a folder has {', '.join(map(repr, SPLITS))}"
-            )
+        check_option("split", split, SPLITS)
         self.split, self.min_px = split, min_px
         self.path = check_folder(path)
         files = list_files(self.path)
@@ -251,21 +249,6 @@ class FolderSource:
     def captions_of(self, i: int) -> tuple[str, ...]:
         """All captions of an image of this split; reads no image."""
         return metadata.captions(self._fields(self._entries_here[i])) or ()
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the labels: of all splits, sorted; none without names."""
-        return list(self._names.classes)
-
-    @property
-    def categories(self) -> list[str]:
-        """The names of the boxes' labels: of all splits, sorted; none without names."""
-        return list(self._names.categories)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the labels of all splits take: names, or the largest + 1."""
-        return len(self._names.classes) or self._label_count
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.transforms import Example
+from lDM_jax.data.transforms import Example, check_option
 
 PUBLISHED_SIDE_PX = 256
 LARGEST_SHARE = 0.5
@@ -76,7 +76,7 @@ class RandomMask:
     kind: str = "mixed"
 
     def __post_init__(self):
-        _check_kind(self.kind)
+        check_option("mask kind", self.kind, KINDS)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         height, width = example["image"].shape[:2]
@@ -87,7 +87,7 @@ def draw_mask(
     kind: str, height: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
     """A mask f32 {0, 1} "height width 1"; UserError for a side of less than 4 px."""
-    _check_kind(kind)
+    check_option("mask kind", kind, KINDS)
     if min(height, width) < 4:
         raise UserError(f"no mask fits {height} x {width} pixels: give at least 4 x 4")
     if kind == "mixed":
@@ -194,10 +194,3 @@ def paint_stroke(
     s = np.clip(s, 0.0, 1.0)
     distance2 = (rows - s * along[0]) ** 2 + (columns - s * along[1]) ** 2
     window |= distance2 <= radius**2
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise UserError(
-            f"mask kind {kind!r} is unknown; valid are {', '.join(map(repr, KINDS))}"
-        )

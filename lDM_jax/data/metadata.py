@@ -47,6 +47,31 @@ class Names:
         return self._category[value] if isinstance(value, str) else int(value)
 
 
+class NamedLabels:
+    """The names and the number of labels, of a source that has read its metadata.
+
+    _label_count: 0, or the number of classes where they are numbers.
+    """
+
+    _names: Names
+    _label_count: int
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels: of all splits, sorted; none without names."""
+        return list(self._names.classes)
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the boxes' labels: of all splits, sorted; none without names."""
+        return list(self._names.categories)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels of all splits take: names, or the largest + 1."""
+        return len(self._names.classes) or self._label_count
+
+
 def parse(line: str | bytes):
     """JSON text -> fields, without those that are null. ValueError if not JSON."""
     fields = json.loads(line)

@@ -54,7 +54,7 @@ def unpack(record: bytes) -> tuple[dict, dict[str, bytes]]:
     return fields, files
 
 
-class RecordSource:
+class RecordSource(metadata.NamedLabels):
     """The records of a folder's shards; examples as `metadata.build` makes them.
 
     path, split, min_px: as `folder.FolderSource`. The first record
@@ -119,21 +119,6 @@ class RecordSource:
             min_px=self.min_px,
             keys=self.conditions,
         )
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the labels, sorted; none where they are numbers."""
-        return list(self._names.classes)
-
-    @property
-    def categories(self) -> list[str]:
-        """The same of the boxes' labels."""
-        return list(self._names.categories)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the labels have; 0 where the files do not tell."""
-        return len(self._names.classes) or self._label_count
 
     @property
     def listing(self) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import SPLITS, EmojiSource
+from lDM_jax.data.transforms import check_option
 
 LABELS = ("groups", "subgroups")
 BACKGROUNDS = ("light", "white")
@@ -64,8 +65,8 @@ class SceneSource:
         background: str = "light",
         path: str | Path | None = None,
     ):
-        _check_option("labels", labels, LABELS)
-        _check_option("background", background, BACKGROUNDS)
+        check_option("labels", labels, LABELS)
+        check_option("background", background, BACKGROUNDS)
         if size_px < 16:
             raise UserError(f"size_px is {size_px}; a scene needs at least 16")
         if num_scenes < 1:
@@ -217,8 +218,3 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     last = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     common = np.maximum(last - first, 0).prod(axis=-1)
     return common / (a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - common)
-
-
-def _check_option(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise UserError(f"{name} is {value!r}; valid are {', '.join(map(repr, valid))}")

@@ -26,6 +26,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import ASSETS
+from lDM_jax.data.transforms import check_option
 
 EMOJI = ASSETS / "emoji.array_record"
 SPLITS = ("train", "validation", "test")
@@ -87,10 +88,7 @@ class EmojiSource:
         size_px: int = 64,
         path: str | Path | None = None,
     ):
-        if split not in SPLITS:
-            raise UserError(
-                f"split is {split!r}; the emoji have {', '.join(map(repr, SPLITS))}"
-            )
+        check_option("split", split, SPLITS)
         if size_px < 1:
             raise UserError(f"size_px is {size_px}; it must be at least 1")
         self.split = split

@@ -18,6 +18,7 @@ from functools import partial
 from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
+from lDM_jax.data.transforms import check_option
 
 # What a split is made of where the data set does not have it.
 FALLBACK = {"validation": ("test", "val"), "test": ("validation", "val")}
@@ -36,8 +37,7 @@ class TfdsSource:
     def __init__(
         self, name: str, *, split: str = "train", data_dir: str = "", min_px: int = 1
     ):
-        if split not in SPLITS:
-            raise UserError(f"split is {split!r}; valid: {', '.join(SPLITS)}")
+        check_option("split", split, SPLITS)
         if not name:
             raise UserError("config.data.path is empty: give a TFDS name")
         options = dict(split=split, data_dir=data_dir, min_px=min_px)

@@ -5,7 +5,7 @@ Transforms are frozen dataclasses, so that they compare, print and pickle. They 
 new dict and never write into their input arrays, which may be a source's cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,13 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 BACKGROUNDS = ("white", "random")
 SPATIAL_KEYS = ("image", "low_res", "mask", "segmentation")
+
+
+def check_option(name: str, value: str, valid: Iterable[str]) -> None:
+    """UserError unless the value is one of the valid ones."""
+    if value not in valid:
+        options = ", ".join(map(repr, valid))
+        raise UserError(f"{name} is {value!r}; valid are {options}")
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,7 @@ class Composite:
     background: str = "white"
 
     def __post_init__(self):
-        if self.background not in BACKGROUNDS:
-            raise UserError(
-                f"background is {self.background!r}; valid are "
-                f"{', '.join(map(repr, BACKGROUNDS))}"
-            )
+        check_option("background", self.background, BACKGROUNDS)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         pixels = image.to_float(example["image"])

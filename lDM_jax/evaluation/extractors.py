@@ -55,6 +55,7 @@ CLIP_COLORS = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
+IMAGENET_COLORS = (vgg16.MEAN, vgg16.DEVIATION)
 TEXTS = 32  # in a batch of the text tower
 ADVICE = "give another file by --weights, or compare runs with --extractor=emoji"
 
@@ -147,6 +148,12 @@ class Extractor:
         return {key: np.asarray(value)[:count] for key, value in features.items()}
 
 
+def normalize(x: Array, colors: Sequence[Sequence[float]]) -> Array:
+    """(x / 255 - mean) / deviation of pixels [0, 255]; colors: (mean, deviation)."""
+    mean, deviation = 255.0 * np.array(colors, np.float32)[:, None, None, None]
+    return (x - mean) / deviation
+
+
 def file_digest(path: str | os.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -235,13 +242,9 @@ def load_vgg(path: str = "") -> Extractor:
         )
     except UserError as error:
         raise UserError(f"{path} is not torchvision's VGG16: {error}") from None
-    mean, deviation = (
-        255.0 * np.array(numbers, np.float32).reshape(1, 1, 1, 3)
-        for numbers in (vgg16.MEAN, vgg16.DEVIATION)
-    )
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
-        return network.apply(variables, (x - mean) / deviation)
+        return network.apply(variables, normalize(x, IMAGENET_COLORS))
 
     digest = file_digest(path)
     fields = "vgg", "legacy", size, digest, 8, "original", variables, apply
@@ -404,13 +407,10 @@ def make_vit(
         variables = name_maps.from_original(tensors, names)
     except UserError as error:
         raise UserError(f"{path} is not {name}: {error}") from None
-    numbers = CLIP_COLORS if name == "clip" else (vgg16.MEAN, vgg16.DEVIATION)
-    mean, deviation = (
-        255.0 * np.array(values, np.float32).reshape(1, 1, 1, 3) for values in numbers
-    )
+    colors = CLIP_COLORS if name == "clip" else IMAGENET_COLORS
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
-        feature = network.apply(variables, (x - mean) / deviation)
+        feature = network.apply(variables, normalize(x, colors))
         if name == "clip":
             feature = feature / jnp.linalg.norm(feature, axis=1, keepdims=True)
         return {"pool": feature}

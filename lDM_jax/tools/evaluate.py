@@ -5,7 +5,7 @@
     compare SAMPLES REFERENCE                           folders, batches or statistics
     recon --model emoji_kl_f8      PSNR, SSIM, LPIPS, R-FID of a first stage
     sweep --model emoji --over guidance --values 1 3 5 --out DIR       table and plot
-    prompts --model emoji          do samples show what their captions say?
+    prompts --model emoji          the share of samples that show their caption
     regions --model emoji          two prompts, each for one half of an image
     task --model runs/emoji_sr     figures of the model's task, beside simple baselines
 
@@ -14,7 +14,7 @@ the field's are of --extractor=inception. Each command prints one JSON line, its
 warnings on stderr. On several hosts, which find each other as those of train.py do,
 reference, generate, compare and sweep share the work; their folders are seen by all.
 
-A command is a module of `lDM_jax.evaluation` with `arguments(parser)`, which declares
+A command is a module of `evaluation.commands` with `arguments(parser)`, which declares
 its flags, and `run(args) -> dict`, whose docstring is its help and whose result is
 printed.
 """
@@ -38,23 +38,15 @@ from lDM_jax.evaluation.commands import (
 )
 from lDM_jax.tools import make_main
 
-COMMANDS = {
-    "prompts": prompts,
-    "recon": recon,
-    "reference": reference,
-    "generate": generate,
-    "compare": compare,
-    "sweep": sweep,
-    "task": task,
-    "regions": regions,
-}
+MODULES = (prompts, recon, reference, generate, compare, sweep, task, regions)
 SHARED = ("reference", "generate", "compare", "sweep")  # by several hosts
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the commands, each with its own flags."""
     commands = parser.add_subparsers(required=True)
-    for name, module in COMMANDS.items():
+    for module in MODULES:
+        name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=module.run.__doc__)
         command.set_defaults(run=module.run, command=name)
         module.arguments(command)

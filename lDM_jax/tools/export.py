@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
+from lDM_jax.data.sources import First
 from lDM_jax.diffusion.codec import Codec, latent_scale
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import preview
@@ -51,16 +52,11 @@ def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> d
 
 
 def first_images(config: ConfigDict, limit: int) -> list[np.ndarray]:
-    """Batches f32 "b S S 3" of the training split, `limit` images together."""
-    data, row = experiment.source(config, "train"), experiment.transform(config)
-    images, count = [], 0
-    for batch in data_pipeline.batches_once(data, row, batch_size=32):
-        real = batch["image"][batch["weight"] > 0]
-        images.append(real[: limit - count])
-        count += len(images[-1])
-        if count == limit:
-            break
-    return images
+    """Batches f32 "b S S 3" of the first `limit` examples of the training split."""
+    source = First(experiment.source(config, "train"), limit)
+    row = experiment.transform(config)
+    batches = data_pipeline.batches_once(source, row, batch_size=32)
+    return [batch["image"][batch["weight"] > 0] for batch in batches]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -146,9 +146,9 @@ def test_what_fits_is_untouched_and_settings_are_checked():
     example = {"image": noise(16, 16), "layout": [(1, (0, 0, 1, 1))]}
     assert Crop(16)(example, rng()) is example
     assert Crop(16, "random")(example, rng()) is example
-    with pytest.raises(UserError, match="crop 'left' is unknown; valid: center, rand"):
+    with pytest.raises(UserError, match="crop is 'left'; valid are 'center', 'rand"):
         Crop(16, "left")
-    with pytest.raises(UserError, match="filter 'blur' is unknown; valid: linear"):
+    with pytest.raises(UserError, match="filter is 'blur'; valid are 'linear"):
         Crop(16, method="blur")
     with pytest.raises(UserError, match="give at least size_px = 16"):
         Crop(16, resize_px=8)

@@ -69,7 +69,7 @@ def test_degrade_adds_a_key_and_keeps_the_rest(kind):
 
 
 def test_errors_name_what_is_valid():
-    with pytest.raises(UserError, match="'blur' is unknown; valid are 'nearest', 'bil"):
+    with pytest.raises(UserError, match="is 'blur'; valid are 'nearest', 'bil"):
         Degrade("blur")
     with pytest.raises(UserError, match="factor is 0"):
         Degrade(factor=0)
