@@ -30,7 +30,7 @@ from typing import NamedTuple
 from absl import flags
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.startup import prepare, show_help
+from lDM_jax.core.startup import error_line, prepare, show_help
 
 MAX_SEEDS = 100_000
 
@@ -391,6 +391,12 @@ def draw_many(model: str, requests: list) -> None:
         for count in bulk.generate(pipe, request, FLAGS.num, FLAGS.npz, **options):
             progress.update(count)
     sys.stderr.write(f"{FLAGS.num} pictures in {FLAGS.npz}\n")
+
+
+def fail(error: object) -> None:
+    """One line on stderr, exit code 2."""
+    os.write(2, error_line("sample.py", error).encode())
+    raise SystemExit(2)
 
 
 def main(argv: list[str]) -> int:

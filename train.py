@@ -19,7 +19,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lDM_jax.core.startup import prepare, show_help
+from lDM_jax.core.startup import error_line, prepare, show_help
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/emoji.py.")
@@ -48,9 +48,7 @@ def parse(argv: list[str]):
 
 def fail(error: object) -> None:
     """One line on stderr, exit code 2."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    line = " ".join(str(text).split())
-    os.write(2, f"train.py: error: {line}\n".encode())
+    os.write(2, error_line("train.py", error).encode())
     raise SystemExit(2)
 
 

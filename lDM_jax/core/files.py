@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +17,25 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
     Readers see the old file or the whole new one. After an error, the partial file is
     removed and `path` is as it was. The partial name starts with a dot and keeps the
-    suffix, so that libraries which choose a format by it choose the same one. shared:
-    several processes may write `path` at once; each has a partial file of its own.
+    suffix, so that libraries which choose a format by it choose the same one. The block
+    may also make a folder of that name. shared: several processes may write `path` at
+    once; each has a partial file of its own.
     """
     path = Path(path)
     own = f".{secrets.token_hex(4)}" * shared
     partial = path.with_name(f".{path.stem}{own}.partial{path.suffix}")
+    _remove(partial)  # what a killed process left
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_json(file: Path, value: dict) -> None:

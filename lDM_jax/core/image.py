@@ -27,8 +27,8 @@ from lDM_jax.core.files import replacing
 
 REQUEST_KEY = "lDM_jax"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")  # of these, lower case
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,

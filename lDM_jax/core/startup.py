@@ -45,6 +45,12 @@ def show_help(argv: list[str], about: str | None, values) -> None:
         raise SystemExit(0)
 
 
+def error_line(program: str, error: object) -> str:
+    """What a program writes to standard error before it exits with code 2."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return f"{program}: error: {' '.join(str(text).split())}\n"
+
+
 def settle() -> None:
     """What needs no new start: convolutions, programs, and garbage.
 

@@ -5,9 +5,10 @@ example to another with a random generator of its own, and the pipeline shuffles
 and batches. Nothing here imports jax, so that loader workers never start a device.
 
 sources, scenes             the embedded data
-metadata, folder            one's own pictures
+metadata, folder            your own images
 records, tfds_source, annotated   ArrayRecord, TFDS, COCO and OpenImages
-latents                     what was encoded before
-transforms, crop, masks, degrade   one example to the next
-bad_examples, pipeline      batches, and what is left out of them
+latents_cache               latents that were encoded before
+transforms, crop, masks, degrade   example transforms
+bad_examples, pipeline      batches, and the examples left out of them
+webdataset                  conversion of tar shards to records
 """

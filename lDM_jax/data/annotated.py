@@ -1,20 +1,20 @@
-"""COCO and OpenImages as they are handed out: pictures, and files with their boxes.
+"""COCO and OpenImages as they are distributed: images, and files with their boxes.
 
 `config.data.source = "coco"`, `config.data.path = DIR` (cocodataset.org, 2017 or 2014):
 
     DIR/train2017/*.jpg    DIR/val2017/*.jpg
     DIR/annotations/{instances,captions}_{train,val}2017.json
-    DIR/annotations/stuff_{train,val}2017.json     if there is one: its boxes too
+    DIR/annotations/stuff_{train,val}2017.json     optional: its boxes too
 
 `config.data.source = "openimages"` (storage.googleapis.com/openimages/web):
 
     DIR/{train,validation,test}/*.jpg
     DIR/*{train,validation,test}-annotations-bbox.csv
-    DIR/*class-descriptions-boxable.csv             if there is one: the order
+    DIR/*class-descriptions-boxable.csv             optional: the order
 
 Labels count from 0: COCO's in the order of its category ids, OpenImages' in that of its
-class file, else of their names. COCO's test split is its validation split. Pictures
-whose file is missing are left out. Everything but the pictures is held in memory, in
+class file, else of their names. COCO's test split is its validation split. Images
+whose file is missing are left out. Everything but the images is held in memory, in
 arrays.
 """
 
@@ -30,6 +30,7 @@ from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.folder import check_folder
 from lDM_jax.data.sources import SPLITS
+from lDM_jax.data.transforms import check_option
 
 COCO_HELP = (
     "give a folder with train2017/, val2017/ and annotations/ of cocodataset.org"
@@ -41,13 +42,13 @@ OPENIMAGES_HELP = (
 
 
 class Table:
-    """Rows that come in any order, kept as arrays and read by their key."""
+    """Boxes added in any order, stored as arrays and read by image number."""
 
     def __init__(self):
         self._keys, self._labels, self._boxes = array("q"), array("i"), array("d")
 
     def add(self, key: int, label: int, box) -> None:
-        """One box (left, top, width, height) of the picture number `key`."""
+        """One box (left, top, width, height) of the image number `key`."""
         self._keys.append(key)
         self._labels.append(label)
         self._boxes.extend(box)
@@ -63,16 +64,16 @@ class Table:
         return self
 
     def __getitem__(self, key: int) -> tuple[list, list]:
-        """(boxes, labels) of a picture."""
+        """(boxes, labels) of an image."""
         rows = slice(self.starts[key], self.starts[key + 1])
         return self.boxes[rows].tolist(), self.labels[rows].tolist()
 
 
 class Annotated:
-    """Pictures with boxes and captions; examples as `metadata.build` makes them.
+    """Images with boxes and captions; examples as `metadata.build` makes them.
 
-    folder: of the pictures; files: their names; boxes: a `Table`, in pixels or in
-    fractions; captions: a list of texts for each picture, or None; categories: the
+    folder: of the images; files: their names; boxes: a `Table`, in pixels or in
+    fractions; captions: a list of texts for each image, or None; categories: the
     names of the boxes' labels.
     """
 
@@ -119,7 +120,7 @@ class Annotated:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the file names, boxes and captions; the pictures are not read."""
+        """Hash of the file names, boxes and captions; the images are not read."""
         digest = hashlib.sha256(b"annotated")
         digest.update(repr((self.files, self.categories, self._captions)).encode())
         for values in (self._boxes.starts, self._boxes.labels, self._boxes.boxes):
@@ -128,37 +129,37 @@ class Annotated:
 
 
 def coco(path: str | Path, *, split: str = "train", min_px: int = 1) -> Annotated:
-    """COCO; see the module. UserError says what is missing."""
+    """COCO; see the module. UserError names what is missing."""
     root = _root(path, split, COCO_HELP)
     part = "train" if split == "train" else "val"
     notes = sorted((root / "annotations").glob(f"instances_{part}20*.json"))
     if not notes:
-        what = f"annotations/instances_{part}2017.json"
-        raise UserError(f"{root} has no {what}: {COCO_HELP}")
+        name = f"annotations/instances_{part}2017.json"
+        raise UserError(f"{root} has no {name}: {COCO_HELP}")
     year = notes[-1].stem.split(part)[-1]
     folder = root / f"{part}{year}"
-    there = _listed(folder, COCO_HELP)
+    files = _list_files(folder, COCO_HELP)
     stuff = root / "annotations" / f"stuff_{part}{year}.json"
     parts = [_json(file) for file in (notes[-1], stuff) if file.exists()]
-    kept = [row for row in parts[0]["images"] if row["file_name"] in there]
-    kept.sort(key=lambda row: row["id"])
-    index = {row["id"]: i for i, row in enumerate(kept)}
-    kinds = {k["id"]: k["name"] for found in parts for k in found["categories"]}
+    rows = [row for row in parts[0]["images"] if row["file_name"] in files]
+    rows.sort(key=lambda row: row["id"])
+    index = {row["id"]: i for i, row in enumerate(rows)}
+    kinds = {k["id"]: k["name"] for part in parts for k in part["categories"]}
     order = {number: label for label, number in enumerate(sorted(kinds))}
     table = Table()
-    for row in (row for found in parts for row in found["annotations"]):
+    for row in (row for part in parts for row in part["annotations"]):
         if row["image_id"] in index:
             table.add(index[row["image_id"]], order[row["category_id"]], row["bbox"])
     texts, file = None, root / "annotations" / f"captions_{part}{year}.json"
     if file.exists():
-        texts = [[] for _ in kept]
+        texts = [[] for _ in rows]
         for row in _json(file)["annotations"]:
             if row["image_id"] in index:
                 texts[index[row["image_id"]]].append(row["caption"])
     return Annotated(
         folder,
-        [row["file_name"] for row in kept],
-        table.close(len(kept)),
+        [row["file_name"] for row in rows],
+        table.close(len(rows)),
         in_pixels=True,
         categories=[kinds[number] for number in sorted(kinds)],
         captions=texts,
@@ -167,18 +168,18 @@ def coco(path: str | Path, *, split: str = "train", min_px: int = 1) -> Annotate
 
 
 def openimages(path: str | Path, *, split: str = "train", min_px: int = 1) -> Annotated:
-    """OpenImages' boxes; see the module. Pictures without a box are left out."""
+    """OpenImages' boxes; see the module. Images without a box are left out."""
     root = _root(path, split, OPENIMAGES_HELP)
     notes = sorted(root.glob(f"*{split}-annotations-bbox.csv"))
     if not notes:
-        what = f"{split}-annotations-bbox.csv"
-        raise UserError(f"{root} has no {what}: {OPENIMAGES_HELP}")
-    there = _listed(root / split, OPENIMAGES_HELP)
+        name = f"{split}-annotations-bbox.csv"
+        raise UserError(f"{root} has no {name}: {OPENIMAGES_HELP}")
+    files = _list_files(root / split, OPENIMAGES_HELP)
     names, labels = _openimages_classes(root, notes[0])
     index, table = {}, Table()
     with open(notes[0], newline="") as file:
         for row in csv.DictReader(file):
-            if row["ImageID"] + ".jpg" not in there:
+            if row["ImageID"] + ".jpg" not in files:
                 continue
             left, right, top, bottom = (
                 float(row[key]) for key in ("XMin", "XMax", "YMin", "YMax")
@@ -199,9 +200,9 @@ def openimages(path: str | Path, *, split: str = "train", min_px: int = 1) -> An
 
 def _openimages_classes(root: Path, notes: Path) -> tuple[list[str], dict[str, int]]:
     """(names by label, label by OpenImages' code)."""
-    described = sorted(root.glob("*class-descriptions-boxable.csv"))
-    if described:
-        with open(described[0], newline="", encoding="utf-8") as file:
+    descriptions = sorted(root.glob("*class-descriptions-boxable.csv"))
+    if descriptions:
+        with open(descriptions[0], newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
         return [row[1] for row in rows], {row[0]: i for i, row in enumerate(rows)}
     with open(notes, newline="") as file:
@@ -210,19 +211,18 @@ def _openimages_classes(root: Path, notes: Path) -> tuple[list[str], dict[str, i
 
 
 def _root(path: str | Path, split: str, how: str) -> Path:
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}; valid: {', '.join(SPLITS)}")
+    check_option("split", split, SPLITS)
     try:
         return check_folder(path)
     except UserError as error:
         raise UserError(f"{error}; {how}") from None
 
 
-def _listed(folder: Path, how: str) -> set[str]:
-    """The names of a folder's files; UserError without any."""
+def _list_files(folder: Path, how: str) -> set[str]:
+    """The names of a folder's files; UserError if it has none."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if not names:
-        raise UserError(f"{folder} holds no pictures: {how}")
+        raise UserError(f"{folder} holds no images: {how}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Which examples cannot be used: counted, listed in a file, too many stop the run."""
+"""Examples that cannot be used: counted, listed in a file; too many stop the run."""
 
 import json
 import logging
@@ -10,15 +10,16 @@ from lDM_jax.core.errors import UserError
 log = logging.getLogger(__name__)
 
 LOGGED = 5  # of each run; all are in the file
-SETTLED = 1000  # examples after which the share is judged
+SETTLED = 1000  # examples before the share of bad ones counts
 
 
 class Ledger:
     """The bad examples of one source that a run has met.
 
     length: of the source. path: a file of JSON lines {"index": ..., "reason": ...}, one
-    for each bad example ever met; made at the first. max_share: of the examples so far
-    (of SETTLED, or the whole source, while they are fewer); more raise UserError.
+    for each bad example ever met; created at the first one. max_share: of the examples
+    so far (of SETTLED, or the whole source, while they are fewer); more raise
+    UserError.
     """
 
     def __init__(
@@ -36,13 +37,13 @@ class Ledger:
     def _read(self) -> set[int]:
         if self.path is None or not self.path.exists():
             return set()
-        found = set()
+        indices = set()
         for line in self.path.read_text(errors="replace").splitlines():
             try:
-                found.add(int(json.loads(line)["index"]))
+                indices.add(int(json.loads(line)["index"]))
             except (ValueError, KeyError, TypeError):
                 continue  # half a line, of a run that was killed
-        return found
+        return indices
 
     @property
     def first(self) -> str:
@@ -50,15 +51,16 @@ class Ledger:
         return next(iter(self.reasons.values()), "")
 
     def add(self, skipped: Iterable, *, examined: int) -> None:
-        """Note (index, reason) of skipped examples, and how many were examined."""
+        """Record (index, reason) of skipped examples and how many were examined."""
         self._examined = min(self.length, self._examined + examined)
-        new = {index: why for index, why in skipped if index not in self.reasons}
+        new = {index: reason for index, reason in skipped if index not in self.reasons}
         if not new:
             return
         self.reasons |= new
-        for why in list(new.values())[: max(0, LOGGED - len(self.reasons) + len(new))]:
-            log.warning("example left out: %s", why)
-        self._write({i: why for i, why in new.items() if i not in self._listed})
+        unlogged = max(0, LOGGED - len(self.reasons) + len(new))
+        for reason in list(new.values())[:unlogged]:
+            log.warning("example left out: %s", reason)
+        self._write({i: reason for i, reason in new.items() if i not in self._listed})
         least = min(self.length, SETTLED)
         if len(self.reasons) > self.max_share * max(self._examined, least):
             raise UserError(
@@ -77,6 +79,6 @@ class Ledger:
         begun = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
         with open(self.path, "a") as file:
             file.write("\n" * begun)  # after half a line of a run that was killed
-            for index, why in new.items():
-                file.write(json.dumps({"index": index, "reason": why}) + "\n")
+            for index, reason in new.items():
+                file.write(json.dumps({"index": index, "reason": reason}) + "\n")
         self._listed |= new.keys()

@@ -1,8 +1,8 @@
 """Layouts -> token ids: boxes with labels, as the layout-to-image models read them.
 
-A layout is a list of (label, (left, top, width, height)), in fractions of the picture.
+A layout is a list of (label, (left, top, width, height)), in fractions of the image.
 Each object becomes three tokens (its label, its top left corner, its bottom right
-corner), and two more say which part of the original picture is shown:
+corner), and two more say which part of the original image is shown:
 
     corner(x, y) = round(89 y) 90 + round(89 x)             90 = floor(sqrt(8192))
 
@@ -27,7 +27,7 @@ class BoxTokenizer:
     """`tokenizer(layouts)` -> i32 "b n"; an empty layout is the dropped condition.
 
     max_length n = 3 objects + 2; vocab_size: labels and corners share it. `crops` of a
-    call are the parts of the original pictures that are shown, the whole by default.
+    call are the parts of the original images that are shown, the whole by default.
     UserError for other lengths, too many objects, impossible labels or boxes.
     """
 
@@ -65,7 +65,7 @@ class BoxTokenizer:
 
     def corners(self, box: Box) -> tuple[int, int]:
         """Tokens of the top left and the bottom right corner."""
-        if len(box) != 4 or not _possible(*box):
+        if len(box) != 4 or not _is_valid(*box):
             raise UserError(
                 f"box {box}: give (left, top, width, height) as fractions in [0, 1]"
             )
@@ -82,27 +82,27 @@ class BoxTokenizer:
     def point(self, token):
         """(x, y) of a corner's token, the inverse of `corner` up to rounding.
 
-        Of arrays of tokens, numpy's or jax's, two arrays.
+        An array of tokens (numpy or jax) gives two arrays.
         """
         row, column = divmod(token, self.sections)
         return column / (self.sections - 1), row / (self.sections - 1)
 
     def layouts(self, tokens: np.ndarray) -> list[list[tuple[int, Box]]]:
         """Token rows i32 "b n" -> layouts, the inverse of a call up to rounding."""
-        found = []
+        layouts = []
         for row in np.asarray(tokens):
             objects = row[: 3 * self.max_objects].reshape(-1, 3)
             objects = objects[objects[:, 0] != self.none]
-            found.append([(int(label), self._box(a, b)) for label, a, b in objects])
-        return found
+            layouts.append([(int(label), self._box(a, b)) for label, a, b in objects])
+        return layouts
 
     def _box(self, first: int, second: int) -> Box:
         (left, top), (right, bottom) = self.point(first), self.point(second)
         return left, top, right - left, bottom - top
 
 
-def _possible(left: float, top: float, width: float, height: float) -> bool:
-    """True for a box inside the picture, up to rounding; False with nan."""
+def _is_valid(left: float, top: float, width: float, height: float) -> bool:
+    """Whether a box lies inside the image, up to rounding; False with nan."""
     edges = left, top, left + width, top + height
     inside = all(-1e-6 <= edge <= 1 + 1e-6 for edge in edges)
     return inside and width >= 0 and height >= 0

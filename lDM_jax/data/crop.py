@@ -1,10 +1,10 @@
-"""From pictures of any extent to squares, as the original's loaders made them.
+"""From images of any extent to squares, as the original's loaders made them.
 
     center                   the central square, resized (LSUN; every folder)
-    center with resize_px    the shorter side resized, then the centre (faces)
-    random                   the shorter side resized, then a random place (ImageNet)
+    center with resize_px    the shorter side resized, then the center (faces)
+    random                   the shorter side resized, then a random square (ImageNet)
 
-The third way of the original, a square of random size, is `degrade.RandomCrop`. Label
+The original's third method, a square of random size, is `degrade.RandomCrop`. Label
 maps and masks are cut at the same place without interpolation, boxes are clipped and
 counted in fractions of the square.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.transforms import Example
+from lDM_jax.data.transforms import Example, check_option
 
 KINDS = ("center", "random")
 FILTERS = ("linear", *image.RESAMPLING)
@@ -24,14 +24,14 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Crop:
-    """image uint8 "H W c" -> "size_px size_px c", with all that has its extent.
+    """Crop image uint8 "H W c" to "size_px size_px c", and all maps of its extent.
 
     kind: "center" or "random". resize_px: the shorter side before the cut; 0 is size_px
-    for a random place, while a centre is then cut out before it is resized. method: one
+    for a random place, while a center is then cut out before it is resized. method: one
     of PIL's, or "linear" as the original's albumentations: not antialiased.
 
-    With a "layout", "crop" says which part of the picture is shown: (left, top, width,
-    height) in fractions. Boxes beyond it are dropped. A picture that is size_px already
+    With a "layout", "crop" says which part of the image is shown: (left, top, width,
+    height) in fractions. Boxes beyond it are dropped. An image that is size_px already
     stays as it is.
     """
 
@@ -43,11 +43,8 @@ class Crop:
     def __post_init__(self):
         if self.size_px < 1:
             raise UserError(f"size_px is {self.size_px}; it must be at least 1")
-        if self.kind not in KINDS:
-            raise UserError(f"crop {self.kind!r} is unknown; valid: {', '.join(KINDS)}")
-        if self.method not in FILTERS:
-            valid = ", ".join(FILTERS)
-            raise UserError(f"filter {self.method!r} is unknown; valid: {valid}")
+        check_option("crop", self.kind, KINDS)
+        check_option("filter", self.method, FILTERS)
         if 0 < self.resize_px < self.size_px:
             raise UserError(
                 f"resize_px is {self.resize_px}: give at least size_px = {self.size_px}"
@@ -89,7 +86,7 @@ class Crop:
 
 
 def _region(corner: tuple[int, int], side: int, extent: tuple[int, int]) -> Box:
-    """(left, top, width, height) in fractions of the picture."""
+    """(left, top, width, height) in fractions of the image."""
     (top, left), (height, width) = corner, extent
     return left / width, top / height, side / width, side / height
 
@@ -106,13 +103,13 @@ def cut_map(values: np.ndarray, region: Box, size_px: int) -> np.ndarray:
 
 
 def cut_layout(layout: list, region: Box) -> list:
-    """The boxes of a region, clipped, in fractions of it; none without an area."""
+    """The boxes of a region, clipped, in its fractions; empty ones are dropped."""
     corner, sides = np.array(region[:2]), np.array(region[2:])
-    found = []
+    boxes = []
     for label, box in layout:
         box = np.array(box)
         first = ((box[:2] - corner) / sides).clip(0.0, 1.0)
         last = ((box[:2] + box[2:] - corner) / sides).clip(0.0, 1.0)
         if (last > first).all():
-            found.append((label, (*first.tolist(), *(last - first).tolist())))
-    return found
+            boxes.append((label, (*first.tolist(), *(last - first).tolist())))
+    return boxes

@@ -1,6 +1,6 @@
-"""What a super-resolution model is to undo: crops, low resolution, blur, noise, JPEG.
+"""Degradations for super-resolution: crops, low resolution, blur, noise, JPEG.
 
-`RandomCrop` makes the sharp picture as the original's loader does, `Degrade` the low
+`RandomCrop` makes the sharp image as the original's loader does, `Degrade` the low
 resolution beside it. The plain kinds are PIL's resampling methods; "bicubic" is the
 setting of the paper's tables. "bsr" and "bsr_light" are the degradation of BSRGAN
 (arXiv:2103.14006) as the original trained with it; the light numbers are in brackets:
@@ -10,7 +10,7 @@ setting of the paper's tables. "bsr" and "bsr_light" are the degradation of BSRG
     blur    twice [once]: a Gaussian kernel, isotropic or not (`random_blur_kernel`)
     shrink  3 in 4 [4 in 5] by U[1, 2 factor], else Gaussian blur and every factor-th
     fit     to the extent of the low resolution
-    noise   level 2 to 25 [1 to 2] of 255: colour 2 in 5, grey 2 in 5, correlated 1 in 5
+    noise   level 2 to 25 [1 to 2] of 255: color 2 in 5, gray 2 in 5, correlated 1 in 5
     jpeg    9 in 10, quality 30 to 95 [80 to 95]
     jpeg    once more, always the last step
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.transforms import SPATIAL_KEYS, Example
+from lDM_jax.data.transforms import SPATIAL_KEYS, Example, check_option
 
 RESIZES = ("linear", "cubic", "area")
 SHRINK_KERNEL_PX = 25
@@ -111,7 +111,7 @@ class RandomCrop:
 class Degrade:
     """Add low_res f32 [-1, 1] "h w 3" to image f32 [-1, 1] "H W 3", h = H / factor.
 
-    kind: "bicubic" or another of PIL's methods, "bsr" or "bsr_light". Both pictures go
+    kind: "bicubic" or another of PIL's methods, "bsr" or "bsr_light". Both images go
     through uint8. UserError for an unknown kind and for an extent that the factor does
     not divide.
     """
@@ -120,9 +120,7 @@ class Degrade:
     factor: int = 4
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            valid = ", ".join(map(repr, KINDS))
-            raise UserError(f"degradation {self.kind!r} is unknown; valid are {valid}")
+        check_option("degradation", self.kind, KINDS)
         if self.factor < 1:
             raise UserError(f"the factor is {self.factor}; it must be at least 1")
 
@@ -131,7 +129,7 @@ class Degrade:
         height, width = pixels.shape[:2]
         if height % self.factor or width % self.factor:
             raise UserError(
-                f"a picture of {height} x {width} pixels has no low resolution of "
+                f"an image of {height} x {width} pixels has no low resolution of "
                 f"factor {self.factor}: give a multiple of {self.factor}"
             )
         if self.kind in BSR:
@@ -182,7 +180,7 @@ def shrink(
 ) -> np.ndarray:
     """Shrink by U[1, 2 factor] with that chance, else by the factor after a blur.
 
-    The blur's centre lies (factor - 1) / 2 up and left of the kernel's, so that every
+    The blur's center lies (factor - 1) / 2 up and left of the kernel's, so that every
     factor-th pixel shows the middle of its block.
     """
     height, width = x.shape[:2]
@@ -259,8 +257,8 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """x * kernel for every channel of "H W c"; beyond the border x is mirrored.
 
     The mirror lies on the border pixels, which are not repeated. QUIRK(even_kernels):
-    the middle of an even kernel is the pixel after its centre, as in the original, and
-    the picture moves up and left by half a pixel.
+    the middle of an even kernel is the pixel after its center, as in the original, and
+    the image moves up and left by half a pixel.
     """
     height, width = x.shape[:2]
     size = kernel.shape[0]
@@ -277,9 +275,9 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def add_noise(
     x: np.ndarray, level: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """x + Gaussian noise, clipped to [0, 1]: colour, grey or correlated.
+    """x + Gaussian noise, clipped to [0, 1]: color, gray or correlated.
 
-    Colour (2 in 5) and grey (2 in 5) noise has a standard deviation of a whole number
+    Color (2 in 5) and gray (2 in 5) noise has a standard deviation of a whole number
     of the range `level`, over 255. The covariance of correlated noise between the
     channels is |L^2 U^T D U|, where L is the largest level over 255, D a diagonal of
     U[0, 1] and U orthogonal.

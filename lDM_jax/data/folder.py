@@ -25,13 +25,14 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import BadExample, UserError
-from lDM_jax.core.image import SUFFIXES
+from lDM_jax.core.image import IMAGE_SUFFIXES
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
+from lDM_jax.data.transforms import check_option
 
 METADATA = "metadata.jsonl"
 PLAN, RECORDS = "cache.json", ".array_record"  # files of other sources
-MAPS = ("images", "segmentation")  # sub-folders of pictures and their label maps
+MAPS = ("images", "segmentation")  # sub-folders of images and their label maps
 SMALLEST_SPLIT = 20
 SPLIT_FOLDERS = {
     "train": "train",
@@ -53,13 +54,13 @@ def list_files(folder: Path) -> list[str]:
     def refuse(error: OSError):
         raise UserError(f"config.data.path: {error}")
 
-    files, seen = [], set()
+    files, visited = [], set()
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         base = Path(root).relative_to(folder)
         files += [(base / name).as_posix() for name in names if name[0] != "."]
@@ -90,7 +91,7 @@ def _unit_hash(text: str) -> float:
 
 
 class Entry(NamedTuple):
-    """One image: its file, and either a line of metadata or what its place says.
+    """One image: its file, and either a line of metadata or what the layout tells.
 
     folder: of the metadata, where the names of further files begin.
     """
@@ -103,7 +104,7 @@ class Entry(NamedTuple):
     segmentation: str = ""
 
 
-class FolderSource:
+class FolderSource(metadata.NamedLabels):
     """The images of a folder, laid out as the module says, in a fixed split.
 
     source[i] -> {"image": uint8 "H W 3", "H W 4" with transparency} and, where the
@@ -115,43 +116,40 @@ class FolderSource:
     split: "train", "validation" or "test".
     min_px: shorter sides of less are not used.
 
-    Raises UserError, when made, for a path that is empty, missing, no folder or without
-    images, and for metadata that cannot be read. Raises BadExample at source[i], naming
-    the file, for one that cannot be used.
+    The constructor raises UserError for a path that is empty, missing, not a folder or
+    without images, and for metadata that cannot be read. Raises BadExample at
+    source[i], naming the file, for one that cannot be used.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
-        if split not in SPLITS:
-            raise UserError(
-                f"split is {split!r}; a folder has {', '.join(map(repr, SPLITS))}"
-            )
+        check_option("split", split, SPLITS)
         self.split, self.min_px = split, min_px
         self.path = check_folder(path)
-        listed = list_files(self.path)
-        entries, names = self._entries(listed)
+        files = list_files(self.path)
+        entries, names = self._entries(files)
         if not entries:
             raise UserError(
                 f"config.data.path = {str(path)!r} holds no images, also not in "
-                f"sub-folders; valid are {', '.join(SUFFIXES)}, or a {METADATA}"
-                + other_source(listed)
+                f"sub-folders; valid are {', '.join(IMAGE_SUFFIXES)}, or a {METADATA}"
+                + other_source(files)
             )
         self._names = names
-        known = {entry.file: entry for entry in entries}
-        self._entries_here = [known[file] for file in _split(sorted(known))[split]]
-        used = set(known) | {entry.segmentation for entry in entries}
-        used |= {entry.caption for entry in entries}
+        by_file = {entry.file: entry for entry in entries}
+        self._entries_here = [by_file[file] for file in _split(sorted(by_file))[split]]
+        in_use = set(by_file) | {entry.segmentation for entry in entries}
+        in_use |= {entry.caption for entry in entries}
         self.unused = [
             name
-            for name in listed
-            if name not in used and os.path.basename(name) != METADATA
+            for name in files
+            if name not in in_use and os.path.basename(name) != METADATA
         ]
 
-    def _entries(self, listed: list[str]) -> tuple[list[Entry], metadata.Names]:
+    def _entries(self, files: list[str]) -> tuple[list[Entry], metadata.Names]:
         """All images of all splits, and the names of their classes; sets `_keys`."""
-        manifests = [name for name in listed if os.path.basename(name) == METADATA]
+        manifests = [name for name in files if os.path.basename(name) == METADATA]
         if manifests:
-            return self._described(manifests)
-        entries = placed(listed)
+            return self._read_metadata(manifests)
+        entries = read_layout(files)
         self._keys, self._label_count = [], 0
         if any(entry.caption for entry in entries):
             self._keys.append("caption")
@@ -162,9 +160,11 @@ class FolderSource:
             self._keys.append("segmentation")
         return entries, metadata.Names(classes if "label" in self._keys else ())
 
-    def _described(self, manifests: list[str]) -> tuple[list[Entry], metadata.Names]:
+    def _read_metadata(
+        self, manifests: list[str]
+    ) -> tuple[list[Entry], metadata.Names]:
         """Entries of every line of every metadata file; UserError for a bad line."""
-        entries, files, seen = [], set(), set()
+        entries, files, keys = [], set(), set()
         classes, categories = set(), set()
         for manifest in manifests:
             folder = manifest[: -len(METADATA)]
@@ -175,13 +175,13 @@ class FolderSource:
                 if entries[-1].file in files:
                     raise UserError(f"{where} is the second of {fields['file_name']!r}")
                 files.add(entries[-1].file)
-                seen |= fields.keys()
+                keys |= fields.keys()
                 classes.add(fields.get("label"))
-                boxes = metadata.labelled_boxes(fields)
+                boxes = metadata.labeled_boxes(fields)
                 categories |= set(boxes[1]) if boxes else set()
-        self._keys = [key for key in ("label", *metadata.MAPS) if key in seen]
-        self._keys += ["caption"] if seen & set(metadata.CAPTIONS) else []
-        self._keys += ["layout"] if seen & {"boxes", "objects"} else []
+        self._keys = [key for key in ("label", *metadata.MAPS) if key in keys]
+        self._keys += ["caption"] if keys & set(metadata.CAPTIONS) else []
+        self._keys += ["layout"] if keys & {"boxes", "objects"} else []
         self._label_count = _count(classes - {None})
         return entries, metadata.Names(_texts(classes), _texts(categories))
 
@@ -243,27 +243,12 @@ class FolderSource:
         """The (first) caption of every image of this split; None without any."""
         if "caption" not in self._keys:
             return None
-        found = [self.captions_of(i) for i in range(len(self))]
-        return [texts[0] if texts else "" for texts in found]
+        captions = [self.captions_of(i) for i in range(len(self))]
+        return [texts[0] if texts else "" for texts in captions]
 
     def captions_of(self, i: int) -> tuple[str, ...]:
         """All captions of an image of this split; reads no image."""
         return metadata.captions(self._fields(self._entries_here[i])) or ()
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the labels: of all splits, sorted; none without names."""
-        return list(self._names.classes)
-
-    @property
-    def categories(self) -> list[str]:
-        """The names of the boxes' labels: of all splits, sorted; none without names."""
-        return list(self._names.categories)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the labels of all splits take: names, or the largest + 1."""
-        return len(self._names.classes) or self._label_count
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -302,19 +287,19 @@ class FolderSource:
         return digest.hexdigest()
 
 
-def other_source(listed: list[str]) -> str:
-    """What the files of a folder without images are, if they are known; else ""."""
-    if PLAN in listed:
+def other_source(files: list[str]) -> str:
+    """A hint at the source that reads these files instead, or ""."""
+    if PLAN in files:
         return "; it is a latents cache: set config.data.source = 'latents'"
-    if any(RECORDS in name for name in listed):
+    if any(RECORDS in name for name in files):
         return "; these are records: set config.data.source = 'array_record'"
-    if any(name.endswith(".tar") for name in listed):
+    if any(name.endswith(".tar") for name in files):
         return "; tar shards are converted: python -m lDM_jax.tools.convert_webdataset"
     return ""
 
 
 def check_folder(path: str | Path) -> Path:
-    """The folder of that name; UserError for one that is empty, missing or a file."""
+    """The folder of that name; UserError if it is empty, missing or a file."""
     if not str(path):
         raise UserError("config.data.path is empty: give a folder of images")
     folder = Path(path).expanduser()
@@ -326,16 +311,20 @@ def check_folder(path: str | Path) -> Path:
     return folder
 
 
-def placed(listed: list[str]) -> list[Entry]:
-    """The images among listed files, with what their places and neighbours say."""
-    images = [name for name in listed if name.lower().endswith(SUFFIXES)]
+def read_layout(names: list[str]) -> list[Entry]:
+    """The images among listed files, with captions and labels from their folders."""
+    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     split = _has_split_folders(images)
     skip = 1 if split else 0
     tops = {_top(name, skip) for name in images}
-    files = set(listed)
+    files = set(names)
     if set(MAPS) == tops:
         return [
-            Entry(name, caption=_beside(name, files), segmentation=_map(name, skip))
+            Entry(
+                name,
+                caption=_find_caption(name, files),
+                segmentation=_label_map(name, skip),
+            )
             for name in images
             if _top(name, skip) == MAPS[0]
         ]
@@ -343,7 +332,7 @@ def placed(listed: list[str]) -> list[Entry]:
     return [
         Entry(
             name,
-            caption=_beside(name, files),
+            caption=_find_caption(name, files),
             label=_top(name, skip) if in_folders else None,
         )
         for name in images
@@ -356,12 +345,12 @@ def _top(name: str, skip: int) -> str:
     return parts[skip] if len(parts) > skip + 1 else ""
 
 
-def _beside(name: str, files: set[str]) -> str:
+def _find_caption(name: str, files: set[str]) -> str:
     return sidecar(name) if sidecar(name) in files else ""
 
 
-def _map(name: str, skip: int) -> str:
-    """The label map of a picture: in the other folder, the same stem with .png."""
+def _label_map(name: str, skip: int) -> str:
+    """The label map of an image: in the other folder, the same stem with .png."""
     parts = os.path.splitext(name)[0].split("/")
     parts[skip] = MAPS[1]
     return "/".join(parts) + ".png"
@@ -370,8 +359,8 @@ def _map(name: str, skip: int) -> str:
 def _has_split_folders(files: list[str]) -> bool:
     """True if all files lie in folders named after splits, "train" among them."""
     tops = {name.split("/")[0] if "/" in name else "" for name in files}
-    named = {SPLIT_FOLDERS.get(top) for top in tops}
-    return None not in named and "train" in named
+    splits = {SPLIT_FOLDERS.get(top) for top in tops}
+    return None not in splits and "train" in splits
 
 
 def _split(files: list[str]) -> dict[str, list[str]]:
@@ -389,11 +378,11 @@ def _split(files: list[str]) -> dict[str, list[str]]:
 
 
 def _parse(line: str, where: str) -> dict:
-    """The fields of a line; UserError, naming its place, if they are not right."""
+    """The fields of a line; UserError, naming file and line, if they are not valid."""
     try:
         fields = metadata.parse(line)
     except ValueError:
-        raise UserError(f"{where} is no JSON") from None
+        raise UserError(f"{where} is not JSON") from None
     problem = metadata.check(fields)
     if not problem and not isinstance(fields.get("file_name"), str):
         problem = "has no file_name"

@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 from lDM_jax.data.sources import SPLITS
 from lDM_jax.data.transforms import Example, Transform
 
@@ -35,7 +35,7 @@ HOW = "python -m lDM_jax.tools.encode_latents --config CONFIG --out DIR makes on
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a cache holds; all of it must agree when encoding goes on.
+    """What a cache holds; all of it must agree when encoding continues.
 
     first_stage: fingerprint of its weights. transform: the options that made the
     examples. sources: by split, the fingerprint of its data. lengths: by split, how
@@ -85,28 +85,30 @@ def differences(old: Plan, new: Plan) -> list[str]:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """The plan of a cache. UserError for a folder that is none."""
+    """The plan of a cache. UserError for a folder that is not one."""
     if not str(path):
         raise UserError(f"config.data.path is empty: give a latents cache; {HOW}")
     file = Path(path).expanduser() / PLAN
     try:
         return Plan(**json.loads(file.read_text()))
     except OSError:
-        raise UserError(f"{path} is no latents cache: no {PLAN}; {HOW}") from None
+        raise UserError(
+            f"{path} is not a latents cache: it has no {PLAN}; {HOW}"
+        ) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Begin a cache, or go on with the one that is there.
+    """Start a cache, or continue the existing one.
 
-    Every process of a run may call it. UserError if what is there has another plan.
+    Every process of a run may call it. UserError if the existing one has another plan.
     """
     path.mkdir(parents=True, exist_ok=True)
     if not (path / PLAN).exists():
-        partial_file = path / f".{PLAN}.{os.getpid()}.partial"
-        partial_file.write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
-        os.replace(partial_file, path / PLAN)
+        text = json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
+        with replacing(path / PLAN, shared=True) as partial_file:
+            partial_file.write_text(text)
     different = differences(read_plan(path), plan)
     if different:
         raise UserError(
@@ -116,30 +118,28 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def shard_folder(path: Path, split: str, shard: int) -> Path:
-    """Where a shard is, once it is whole."""
+    """The folder of a shard, once it is whole."""
     return path / split / f"{shard:05d}"
 
 
 def write_shard(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write "n copies ..." arrays, no arrays for no example; whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, values in arrays.items():
-        if values.dtype == ml_dtypes.bfloat16:
-            values = values.view(np.uint16)
-        with open(temporary / f"{name}.npy", "wb") as file:
-            np.save(file, values)
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, folder)
+    """Write "n copies ..." arrays atomically; none if the shard has no examples."""
+    with replacing(folder) as partial_folder:
+        partial_folder.mkdir(parents=True)
+        for name, values in arrays.items():
+            if values.dtype == ml_dtypes.bfloat16:
+                values = values.view(np.uint16)
+            with open(partial_folder / f"{name}.npy", "wb") as file:
+                np.save(file, values)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 class LatentsSource:
     """The examples of a cache: {key: "copies ..."}; `Pick` makes batch rows of them.
 
-    path, split: as everywhere; `plan` is what the cache says of itself. UserError for a
-    folder that is no cache, a split that was not encoded, and shards that are missing.
+    path, split: as everywhere; `plan` describes the cache. UserError for a folder that
+    is not a cache, a split that was not encoded, and shards that are missing.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train"):
@@ -147,15 +147,15 @@ class LatentsSource:
         self.plan, self.split = read_plan(path), split
         self.path = Path(path).expanduser()
         if split not in SPLITS or split not in self.plan.lengths:
-            there = ", ".join(self.plan.lengths)
-            raise UserError(f"{path} holds no split {split!r}; it has {there}")
+            valid = ", ".join(self.plan.lengths)
+            raise UserError(f"{path} holds no split {split!r}; it has {valid}")
         count = self.plan.num_shards(split)
         self._folders = [shard_folder(self.path, split, i) for i in range(count)]
         missing = sum(not folder.is_dir() for folder in self._folders)
         if missing:
             raise UserError(
                 f"{path} is not whole: {missing} of {count} shards of {split!r} are "
-                "missing; the command that began it goes on"
+                "missing; run the command that began it again"
             )
         self._open: dict[int, dict[str, np.ndarray]] = {}
         lengths = [self._length(i) for i in range(count)]
@@ -255,5 +255,5 @@ class Pick:
     def _value(self, value: np.ndarray) -> np.ndarray:
         if value.dtype == np.uint16:
             value = np.asarray(value).view(ml_dtypes.bfloat16)
-        is_whole = value.dtype.kind in "iu"
-        return np.asarray(value) if is_whole else np.asarray(value, np.float32)
+        is_integer = value.dtype.kind in "iu"
+        return np.asarray(value) if is_integer else np.asarray(value, np.float32)

@@ -1,4 +1,4 @@
-"""What an inpainting model is to paint: random masks, of the shapes that LaMa draws.
+"""Random masks for inpainting, of the shapes that LaMa draws.
 
     thick, medium, thin   chains of straight brush strokes; thick and medium draw some
                           rectangles in their place (23 % of the masks)
@@ -8,7 +8,7 @@
 
 The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its
 256-px test masks, by which inpainting is compared; they scale with the shorter side of
-the picture. As there, masks of more than half the picture are drawn again. Painted
+the image. As there, masks of more than half the image are drawn again. Painted
 share of the area at 256 px, the mean and the range from the 5th to the 95th percentile
 (`python -m benchmarks.transforms --masks 2000`):
 
@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.data.transforms import Example
+from lDM_jax.data.transforms import Example, check_option
 
 PUBLISHED_SIDE_PX = 256
 LARGEST_SHARE = 0.5
@@ -70,13 +70,13 @@ KINDS = (*PURE_KINDS, "mixed")
 class RandomMask:
     """Add mask f32 {0, 1} "H W 1", 1 = to be painted, to an example with an image.
 
-    kind: see the module. A mask is never empty and never more than half the picture.
+    kind: see the module. A mask is never empty and never more than half the image.
     """
 
     kind: str = "mixed"
 
     def __post_init__(self):
-        _check_kind(self.kind)
+        check_option("mask kind", self.kind, KINDS)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         height, width = example["image"].shape[:2]
@@ -87,7 +87,7 @@ def draw_mask(
     kind: str, height: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
     """A mask f32 {0, 1} "height width 1"; UserError for a side of less than 4 px."""
-    _check_kind(kind)
+    check_option("mask kind", kind, KINDS)
     if min(height, width) < 4:
         raise UserError(f"no mask fits {height} x {width} pixels: give at least 4 x 4")
     if kind == "mixed":
@@ -109,7 +109,7 @@ def _draw(kind: str, height: int, width: int, rng: np.random.Generator) -> np.nd
 
 
 def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """bool "H W": a rectangle inside, sides U[sqrt 0.10, sqrt 0.35] of the picture's.
+    """bool "H W": a rectangle inside, sides U[sqrt 0.10, sqrt 0.35] of the image's.
 
     The area is 21 % on average, ((sqrt 0.10 + sqrt 0.35) / 2)^2.
     """
@@ -179,8 +179,8 @@ def paint_stroke(
 ) -> None:
     """Set to True, in place, what lies within width_px / 2 of the segment.
 
-    painted: bool "H W". start, end: (row, column), whole numbers are pixel centres. The
-    ends are round. A start at a pixel's centre always paints that pixel.
+    painted: bool "H W". start, end: (row, column), whole numbers are pixel centers. The
+    ends are round. A start at a pixel's center always paints that pixel.
     """
     radius = width_px / 2
     first = np.maximum(0, np.ceil(np.minimum(start, end) - radius)).astype(int)
@@ -194,10 +194,3 @@ def paint_stroke(
     s = np.clip(s, 0.0, 1.0)
     distance2 = (rows - s * along[0]) ** 2 + (columns - s * along[1]) ** 2
     window |= distance2 <= radius**2
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise UserError(
-            f"mask kind {kind!r} is unknown; valid are {', '.join(map(repr, KINDS))}"
-        )

@@ -1,16 +1,16 @@
-"""What is known of a picture besides its pixels: one JSON object, in every source.
+"""Metadata of an image: one JSON object with the same fields in every source.
 
 The fields of a line of `metadata.jsonl` (the Hugging Face image-folder convention), of
 the header of a record, of a caption file. All are optional:
 
-    file_name         the picture, where the source needs a name
+    file_name         the image, where the source needs a name
     caption or text   a text, or a list of texts of which an epoch takes one
     label             a class: a whole number, or a name
-    boxes, labels     (left, top, width, height) in fractions of the picture, and the
+    boxes, labels     (left, top, width, height) in fractions of the image, and the
                       class of each
     objects           {"bbox": (left, top, width, height) in pixels, "categories": ...}
-    segmentation      the file of a label map: grey, or indices of a palette
-    mask              the file of a mask: not 0 where there is to be painted
+    segmentation      the file of a label map: gray, or indices of a palette
+    mask              the file of a mask: not 0 where to paint
 
 Names of classes count from 0 in sorted order; numbers are taken as they are. Read
 `check`, then `build`.
@@ -31,7 +31,7 @@ SLACK = 1e-3  # of a fraction: boxes are often rounded outwards
 
 
 class Names:
-    """The classes of pictures and of boxes that have names, each sorted."""
+    """The classes of images and of boxes that have names, each sorted."""
 
     def __init__(self, classes: Sequence[str] = (), categories: Sequence[str] = ()):
         self.classes, self.categories = sorted(classes), sorted(categories)
@@ -39,7 +39,7 @@ class Names:
         self._category = {name: i for i, name in enumerate(self.categories)}
 
     def label(self, value: int | str) -> int:
-        """The number of a picture's class."""
+        """The number of an image's class."""
         return self._class[value] if isinstance(value, str) else int(value)
 
     def category(self, value: int | str) -> int:
@@ -47,8 +47,33 @@ class Names:
         return self._category[value] if isinstance(value, str) else int(value)
 
 
+class NamedLabels:
+    """The names and the number of labels, of a source that has read its metadata.
+
+    _label_count: 0, or the number of classes where they are numbers.
+    """
+
+    _names: Names
+    _label_count: int
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels: of all splits, sorted; none without names."""
+        return list(self._names.classes)
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the boxes' labels: of all splits, sorted; none without names."""
+        return list(self._names.categories)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels of all splits take: names, or the largest + 1."""
+        return len(self._names.classes) or self._label_count
+
+
 def parse(line: str | bytes):
-    """JSON text -> fields, without those that are null. ValueError for no JSON."""
+    """JSON text -> fields, without those that are null. ValueError if not JSON."""
     fields = json.loads(line)
     if not isinstance(fields, dict):
         return fields
@@ -56,16 +81,16 @@ def parse(line: str | bytes):
 
 
 def captions(fields: Mapping) -> tuple[str, ...] | None:
-    """The texts of a picture without needless white space; None without any."""
+    """The texts of an image without needless white space; None without any."""
     for key in CAPTIONS:
         if fields.get(key) is not None:
-            given = fields[key]
-            texts = [given] if isinstance(given, str) else given
+            value = fields[key]
+            texts = [value] if isinstance(value, str) else value
             return tuple(" ".join(text.split()) for text in texts) or ("",)
     return None
 
 
-def labelled_boxes(fields: Mapping) -> tuple[list, list, bool] | None:
+def labeled_boxes(fields: Mapping) -> tuple[list, list, bool] | None:
     """(boxes, classes, True if the boxes are in pixels); None without boxes."""
     if "boxes" in fields:
         return fields["boxes"], fields.get("labels", []), False
@@ -77,47 +102,47 @@ def labelled_boxes(fields: Mapping) -> tuple[list, list, bool] | None:
 
 
 def check(fields: Mapping) -> str | None:
-    """What is wrong with the fields, in words that follow their place; None if good."""
+    """What is wrong with the fields, worded to follow their place; None if valid."""
     if not isinstance(fields, Mapping):
-        return "is no JSON object"
+        return "is not a JSON object"
     for key in CAPTIONS:
-        given = fields.get(key)
-        texts = given if isinstance(given, list) else [given]
-        if given is not None and not all(isinstance(text, str) for text in texts):
+        value = fields.get(key)
+        texts = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(text, str) for text in texts):
             return f"has a {key} that is neither a text nor a list of texts"
     if not _is_class(fields.get("label", 0)):
         return f"has the label {fields['label']!r}: give a number from 0, or a name"
     for key in MAPS:
         if not isinstance(fields.get(key, ""), str):
-            return f"has a {key} that is no file name"
+            return f"has a {key} that is not a file name"
     try:
-        return _check_boxes(labelled_boxes(fields))
+        return _check_boxes(labeled_boxes(fields))
     except (AttributeError, TypeError, ValueError):
-        return "has boxes that are no lists of four numbers"
+        return "has boxes that are not lists of four numbers"
 
 
-def _check_boxes(found: tuple[list, list, bool] | None) -> str | None:
-    if found is None:
+def _check_boxes(labeled: tuple[list, list, bool] | None) -> str | None:
+    if labeled is None:
         return None
-    given, classes, in_pixels = found
-    if len(given) != len(classes):
-        return f"has {len(given)} boxes and {len(classes)} classes for them"
+    rows, classes, in_pixels = labeled
+    if len(rows) != len(classes):
+        return f"has {len(rows)} boxes and {len(classes)} classes for them"
     if not all(map(_is_class, classes)):
         return "has a box of a class that is neither a number from 0 nor a name"
-    boxes = np.asarray(given, np.float64).reshape(len(given), 4)
+    boxes = np.asarray(rows, np.float64).reshape(len(rows), 4)
     if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
         return "has a box without an extent"
     if not in_pixels and (boxes.min(initial=0) < -SLACK or boxes.max(initial=0) > 2):
         return (
-            'has boxes beyond the picture: "boxes" are fractions of it, pixels go '
+            'has boxes beyond the image: "boxes" are fractions of it, pixels go '
             'under "objects": {"bbox": ..., "categories": ...}'
         )
     return None
 
 
 def _is_class(value) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str) or (whole and value >= 0)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str) or (is_integer and value >= 0)
 
 
 def build(
@@ -130,7 +155,7 @@ def build(
     min_px: int = 1,
     keys: Sequence[str],
 ) -> Example:
-    """The example of a picture's file and its fields.
+    """The example of an image's file and its fields.
 
     {"image": uint8 "H W 3" or, with transparency, "H W 4"}, and what `keys` names of
     "caption" (a str; the first of several, all of which are the tuple "captions"),
@@ -138,13 +163,13 @@ def build(
     (f32 {0, 1} "H W 1").
 
     read: the bytes of a file that the fields name. Raises BadExample, beginning with
-    `where`, for fields and files that cannot be read, a picture whose shorter side has
+    `where`, for fields and files that cannot be read, an image whose shorter side has
     less than min_px, and a key that the fields do not have; a caption is "" instead.
     """
     problem = check(fields)
     if problem:
         raise BadExample(f"{where} {problem}")
-    example = {"image": _decoded(data, where, image.decode, alpha=False)}
+    example = {"image": _decode(data, where, image.decode, alpha=False)}
     height, width = example["image"].shape[:2]
     if min(height, width) < min_px:
         raise BadExample(
@@ -156,7 +181,7 @@ def build(
         if len(texts) > 1:
             example["captions"] = texts
     missing = [key for key in ("label", *MAPS) if key in keys and key not in fields]
-    boxes = labelled_boxes(fields)
+    boxes = labeled_boxes(fields)
     if "layout" in keys and boxes is None:
         missing.append("boxes")
     if missing:
@@ -167,7 +192,7 @@ def build(
         example["layout"] = layout(*boxes, size=(height, width), names=names)
     for key in MAPS:
         if key in keys:
-            example[key] = _decoded(read(fields[key]), fields[key], image.decode_map)
+            example[key] = _decode(read(fields[key]), fields[key], image.decode_map)
     if "mask" in keys:
         example["mask"] = (example["mask"] > 0).astype(np.float32)[:, :, None]
     return example
@@ -181,7 +206,7 @@ def layout(
     size: tuple[int, int],
     names: Names,
 ) -> list:
-    """[(label, (left, top, width, height))] in fractions, cut at the picture's edge."""
+    """[(label, (left, top, width, height))] in fractions, cut at the image's edge."""
     edges = np.asarray(boxes, np.float64).reshape(len(boxes), 4)
     if in_pixels:
         edges = edges / [size[1], size[0], size[1], size[0]]
@@ -194,7 +219,7 @@ def layout(
     ]
 
 
-def _decoded(data: bytes, where: str, decode: Callable, **options) -> np.ndarray:
+def _decode(data: bytes, where: str, decode: Callable, **options) -> np.ndarray:
     try:
         return decode(data, **options)
     except ValueError as error:

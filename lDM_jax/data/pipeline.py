@@ -1,12 +1,12 @@
 """Source and transform -> batches, with grain: shuffle, shard, batch, resume.
 
-Training reads one endless row of examples: the epochs one after the other, each in an
-order of its own. Position p of that row holds example `index` of epoch p // len(source)
-and its random generator is default_rng((seed, index, epoch)): nothing an example meets
-depends on the batch size, on the shard or on the number of workers. Batch k of shard s
-of S is the positions [(k S + s) B, (k S + s + 1) B), so that the shards' batches one
-after the other are those of one process with batches of B S, row by row. Batches run
-over the end of an epoch; no example is left out.
+Training reads one endless sequence of examples: the epochs one after the other, each
+in its own order. Position p of that sequence holds example `index` of epoch p //
+len(source) and its random generator is default_rng((seed, index, epoch)): nothing an
+example meets depends on the batch size, on the shard or on the number of workers. Batch
+k of shard s of S is the positions [(k S + s) B, (k S + s + 1) B), so that the shards'
+batches one after the other are those of one process with batches of B S, row by row.
+Batches run over the end of an epoch; no example is left out.
 
 The state of a loader is the number of its next batch. Owns grain.
 
@@ -31,12 +31,12 @@ from lDM_jax.data.transforms import Example, Transform
 
 PREFETCH_BATCHES = 2
 READ_THREADS = min(4, os.cpu_count() or 1)
-SKIPPED, ERROR = "_skipped", "_error"  # what workers say besides examples
+SKIPPED, ERROR = "_skipped", "_error"  # keys of what workers report
 MOST_SKIPPED = 1000
 
 
 class Source(Protocol):
-    """What the pipeline needs of a source."""
+    """What the pipeline needs from a source."""
 
     def __len__(self) -> int: ...
 
@@ -51,29 +51,29 @@ def example_rng(seed: int, index: int, *, epoch: int) -> np.random.Generator:
 def stack(examples: list[Example]) -> dict[str, np.ndarray]:
     """Equal keys, equal shapes -> one array a key with a leading batch axis.
 
-    What `_Load` says besides, skipped examples and errors, is handed over as JSON in
-    arrays of bytes: of an error nothing else.
+    What `_Load` reports, skipped examples and errors, becomes JSON in arrays of bytes;
+    with an error there is nothing else.
     """
     errors = [example[ERROR] for example in examples if ERROR in example]
     skipped = [item for example in examples for item in example.pop(SKIPPED, ())]
     if errors:
-        return {ERROR: _as_bytes(errors), SKIPPED: _as_bytes(skipped)}
+        return {ERROR: _pack_list(errors), SKIPPED: _pack_list(skipped)}
     keys = examples[0].keys()
     batch = {key: np.stack([example[key] for example in examples]) for key in keys}
     if skipped:
-        batch[SKIPPED] = _as_bytes(skipped)
+        batch[SKIPPED] = _pack_list(skipped)
     return batch
 
 
-def _as_bytes(said: Iterable) -> np.ndarray:
-    """A list as an array, for what hands over nothing else between processes."""
-    return np.frombuffer(json.dumps(list(said)).encode(), np.uint8)
+def _pack_list(items: Iterable) -> np.ndarray:
+    """A list as an array of bytes, since worker processes hand over arrays only."""
+    return np.frombuffer(json.dumps(list(items)).encode(), np.uint8)
 
 
-def _said(batch: dict[str, np.ndarray], key: str) -> list:
-    """The list under a key of `_as_bytes`, taken out of the batch."""
-    found = batch.pop(key, None)
-    return [] if found is None else json.loads(found.tobytes())
+def _pop_list(batch: dict[str, np.ndarray], key: str) -> list:
+    """Remove a key that `_pack_list` made from the batch; returns its list."""
+    packed = batch.pop(key, None)
+    return [] if packed is None else json.loads(packed.tobytes())
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,23 @@ class _Load:
     def __call__(self, position: int, index: int) -> Example:
         epoch, skipped = position // len(self.source), []
         for step in range(len(self.source)):
-            tried = (int(index) + step) % len(self.source)
+            candidate = (int(index) + step) % len(self.source)
             rng = example_rng(self.seed, int(index), epoch=epoch)
             try:
-                example = self.transform(self.source[tried], rng)
+                example = self.transform(self.source[candidate], rng)
             except BadExample as error:
-                skipped.append((tried, str(error)))
+                skipped.append((candidate, str(error)))
                 if len(skipped) > MOST_SKIPPED:
                     break
                 continue
-            except UserError as error:  # which a process would hand on as another
+            except UserError as error:  # a worker process would re-raise another type
                 return {ERROR: str(error)}
             return {**example, SKIPPED: skipped} if skipped else example
-        why = (
+        reason = (
             f"{len(skipped)} examples one after the other cannot be used: "
             f"{skipped[0][1]}; {skipped[-1][1]}"
         )
-        return {ERROR: why, SKIPPED: skipped}
+        return {ERROR: reason, SKIPPED: skipped}
 
 
 class Batches:
@@ -132,7 +132,7 @@ class Batches:
         if self._num_workers:
             # Workers hand over shared memory, which grain takes back when it likes.
             batch = {key: np.array(value) for key, value in batch.items()}
-        skipped, errors = _said(batch, SKIPPED), _said(batch, ERROR)
+        skipped, errors = _pop_list(batch, SKIPPED), _pop_list(batch, ERROR)
         rows = 0 if errors else len(next(iter(batch.values())))
         self._ledger.add(skipped, examined=rows)
         if errors:
@@ -203,7 +203,7 @@ def loader(
     seed: of the order and of the examples' generators, in [0, 2^32).
     num_workers: processes that load and transform; 0 is a few threads in this process.
         The batches are the same. Call `close()` when done.
-    ledger: of the examples that cannot be used; without one they are only counted.
+    ledger: records the examples that cannot be used; without one they are counted.
 
     Raises UserError for an empty source, a shard that does not exist, or a batch that
     all epochs together cannot fill.
@@ -255,24 +255,24 @@ def batches_once(
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    ledger, given = ledger or Ledger(len(source)), 0
-    for batch in _parts(_Try(source, transform), batch_size, num_workers):
+    ledger, total = ledger or Ledger(len(source)), 0
+    for batch in _padded_batches(_Try(source, transform), batch_size, num_workers):
         batch = {key: np.array(value) for key, value in batch.items()}
-        skipped, errors = _said(batch, SKIPPED), _said(batch, ERROR)
+        skipped, errors = _pop_list(batch, SKIPPED), _pop_list(batch, ERROR)
         if errors:
             raise UserError(errors[0])
-        used = int(batch["weight"].sum()) if batch else 0
-        ledger.add(skipped, examined=used + len(skipped))
-        if used:
-            given += used
+        count = int(batch["weight"].sum()) if batch else 0
+        ledger.add(skipped, examined=count + len(skipped))
+        if count:
+            total += count
             yield batch
-    if len(source) and not given:
+    if len(source) and not total:
         raise UserError(f"none of {len(source)} examples can be used: {ledger.first}")
 
 
 @dataclass(frozen=True)
 class _Try:
-    """index -> the transformed example, or what was wrong with it."""
+    """index -> the transformed example, or what is wrong with it."""
 
     source: Source
     transform: Transform
@@ -296,20 +296,20 @@ class _Pad:
     def __call__(self, examples: list[Example]) -> dict[str, np.ndarray]:
         errors = [example[ERROR] for example in examples if ERROR in example]
         if errors:
-            return {ERROR: _as_bytes(errors)}
+            return {ERROR: _pack_list(errors)}
         good = [example for example in examples if SKIPPED not in example]
         bad = [example for example in examples if SKIPPED in example]
         padding = self.batch_size - len(good)
         if not good:
-            return {SKIPPED: _as_bytes(item for e in bad for item in e[SKIPPED])}
+            return {SKIPPED: _pack_list(item for e in bad for item in e[SKIPPED])}
         batch = stack(good + good[-1:] * padding)
         batch["weight"] = np.array([1.0] * len(good) + [0.0] * padding, np.float32)
         if bad:
-            batch[SKIPPED] = _as_bytes(item for e in bad for item in e[SKIPPED])
+            batch[SKIPPED] = _pack_list(item for e in bad for item in e[SKIPPED])
         return batch
 
 
-def _parts(load: _Try, batch_size: int, num_workers: int) -> Iterator[dict]:
+def _padded_batches(load: _Try, batch_size: int, num_workers: int) -> Iterator[dict]:
     pad, count = _Pad(batch_size), len(load.source)
     if not num_workers:
         for start in range(0, count, batch_size):

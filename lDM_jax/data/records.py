@@ -1,6 +1,6 @@
 """ArrayRecord shards: `config.data.source = "array_record"`, `config.data.path = DIR`.
 
-    DIR/train-00000.array_record    the training split, in as many files as you like
+    DIR/train-00000.array_record    the training split, in any number of files
     DIR/validation-*.array_record   the others; without, 90, 5 and 5 % of the records
     DIR/test-*.array_record
     DIR/*.json                      {"classes": [...], "categories": [...]}, their union
@@ -8,9 +8,9 @@
                                     "num_classes" where they are numbers
 
 A record is a header and files: u32 length of the header (little endian), the header
-as JSON, the bytes of the picture, then those of further files. The header has the
+as JSON, the bytes of the image, then those of further files. The header has the
 fields of `metadata`; "bytes" = {"image": 1234, "segmentation": 567} says how long each
-file is, in their order; without it the picture is all the rest. `pack` writes records;
+file is, in their order; without it the image is all the rest. `pack` writes records;
 `python -m lDM_jax.tools.convert_webdataset` makes such folders of tar shards.
 """
 
@@ -54,28 +54,28 @@ def unpack(record: bytes) -> tuple[dict, dict[str, bytes]]:
     return fields, files
 
 
-class RecordSource:
+class RecordSource(metadata.NamedLabels):
     """The records of a folder's shards; examples as `metadata.build` makes them.
 
-    path, split, min_px: as `folder.FolderSource`. Which conditions there are, the first
-    record says. UserError, when made, for a folder without shards and for a first
-    record that cannot be read; BadExample at source[i].
+    path, split, min_px: as `folder.FolderSource`. The first record
+    determines the conditions. The constructor raises UserError for a folder without
+    shards and for a first record that cannot be read; source[i] raises BadExample.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
         self._remake = partial(RecordSource, path, split=split, min_px=min_px)
         self.path, self.split, self.min_px = check_folder(path), split, min_px
-        files = sorted(str(file) for file in self.path.glob(f"*{SUFFIX}*"))
+        files = sorted(str(file) for file in self.path.glob(f"[!.]*{SUFFIX}*"))
         if not files:
             raise UserError(f"config.data.path = {str(path)!r} holds no *{SUFFIX}")
-        named = {s: [f for f in files if Path(f).name.startswith(s)] for s in SPLITS}
-        whole = named["train"] and (named["validation"] or named["test"])
-        if whole:
-            files = named[split] or named["validation"] or named["test"]
+        by_split = {s: [f for f in files if Path(f).name.startswith(s)] for s in SPLITS}
+        has_splits = by_split["train"] and (by_split["validation"] or by_split["test"])
+        if has_splits:
+            files = by_split[split] or by_split["validation"] or by_split["test"]
         self._records = ArrayRecordDataSource(files)
         self._indices = np.arange(len(self._records))
-        if not whole:
-            self._indices = self._indices[share(len(self._records)) == split]
+        if not has_splits:
+            self._indices = self._indices[assign_splits(len(self._records)) == split]
         classes, categories, self._label_count = self._stored_names()
         self._names = metadata.Names(classes, categories)
         self.conditions = self._conditions()
@@ -99,7 +99,7 @@ class RecordSource:
         keys = ["label"] if "label" in fields else []
         keys += [name for name in metadata.MAPS if name in files]
         keys += ["caption"] if metadata.captions(fields) else []
-        return keys + (["layout"] if metadata.labelled_boxes(fields) else [])
+        return keys + (["layout"] if metadata.labeled_boxes(fields) else [])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -121,25 +121,10 @@ class RecordSource:
         )
 
     @property
-    def classes(self) -> list[str]:
-        """The names of the labels, sorted; none where they are numbers."""
-        return list(self._names.classes)
-
-    @property
-    def categories(self) -> list[str]:
-        """The same of the boxes' labels."""
-        return list(self._names.categories)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the labels take; 0 where the files do not say."""
-        return len(self._names.classes) or self._label_count
-
-    @property
     def listing(self) -> str:
         """Hash of the files' names and sizes, the split and its length."""
         digest = hashlib.sha256(repr(("records", self.split, len(self))).encode())
-        for file in sorted(self.path.glob(f"*{SUFFIX}*")):
+        for file in sorted(self.path.glob(f"[!.]*{SUFFIX}*")):
             digest.update(repr((file.name, file.stat().st_size)).encode())
         return digest.hexdigest()
 
@@ -155,14 +140,14 @@ class RecordSource:
         return self._remake, ()
 
 
-def share(count: int) -> np.ndarray:
+def assign_splits(count: int) -> np.ndarray:
     """A split's name for each of `count` records: 90, 5, 5 %, by default_rng(0).
 
     A record keeps its split when others come after it. With fewer than 20 records, or
     where a split would be empty, the last ones are held out, two in all.
     """
     u = np.random.default_rng(0).random(count)
-    found = np.array(SPLITS)[(u >= 0.9).astype(int) + (u >= 0.95)]
-    if count > 2 and set(found.tolist()) != set(SPLITS):
-        found[:], found[-2], found[-1] = "train", "validation", "test"
-    return found
+    splits = np.array(SPLITS)[(u >= 0.9).astype(int) + (u >= 0.95)]
+    if count > 2 and set(splits.tolist()) != set(SPLITS):
+        splits[:], splits[-2], splits[-1] = "train", "validation", "test"
+    return splits

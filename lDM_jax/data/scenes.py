@@ -1,7 +1,7 @@
 """Scenes of several emoji, with boxes and label maps: `config.data.source = "scenes"`.
 
 What layout-to-image and semantic synthesis learn from without a download. A layout is a
-list of (label, (left, top, width, height)), in fractions of the picture, as
+list of (label, (left, top, width, height)), in fractions of the image, as
 `box_tokens` reads it. Read `SceneSource`, then the two transforms of its examples.
 """
 
@@ -14,19 +14,20 @@ import numpy as np
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import SPLITS, EmojiSource
+from lDM_jax.data.transforms import check_option
 
 LABELS = ("groups", "subgroups")
 BACKGROUNDS = ("light", "white")
 DARKEST = 208  # of a light background's channels
-FULL_PX = 136  # the font's pictures are not larger
-SIZES = (0.25, 0.55)  # longest side of an object, as a share of the picture's
+FULL_PX = 136  # the font's images are not larger
+SIZES = (0.25, 0.55)  # longest side of an object, as a share of the image's
 MAX_IOU = 0.05
 MAX_OBJECTS = 6
-PLACES = 30  # positions tried for an object before the whole scene is placed anew
+PLACES = 30  # positions tried for an object before the whole scene starts over
 
 
 class SceneSource:
-    """`num_scenes` pictures, each of 2 to 6 different emoji of a split.
+    """`num_scenes` images, each of 2 to 6 different emoji of a split.
 
     source[i] -> {"image": uint8 "S S 4" RGBA, opaque, "caption": str, "layout": list,
     "segmentation": i32 "S S"}. The caption joins the names of the emoji with ", ", the
@@ -38,12 +39,12 @@ class SceneSource:
 
     An emoji's group is drawn first, all groups alike, then the emoji in its group.
     Boxes are tight around the visible pixels; their longest side is 25 to 55 % of the
-    picture's, to half a pixel, and their IoU with each other at most 0.05. In full
+    image's, to half a pixel, and their IoU with each other at most 0.05. In full
     scenes emoji are smaller: sizes are drawn again until they fit.
 
     split: "train", "validation" or "test", of the emoji.
     labels: "groups" (9) or "subgroups" (99); `names` has their names.
-    background: "light", a colour whose channels are uniform in [208, 255], or "white".
+    background: "light", a color whose channels are uniform in [208, 255], or "white".
     path: another file of emoji.
 
     The emoji are kept as they are decoded, 74 kB each (train: 243 MB at most).
@@ -64,8 +65,8 @@ class SceneSource:
         background: str = "light",
         path: str | Path | None = None,
     ):
-        _check_among("labels", labels, LABELS)
-        _check_among("background", background, BACKGROUNDS)
+        check_option("labels", labels, LABELS)
+        check_option("background", background, BACKGROUNDS)
         if size_px < 16:
             raise UserError(f"size_px is {size_px}; a scene needs at least 16")
         if num_scenes < 1:
@@ -107,18 +108,18 @@ class SceneSource:
 
     def __getitem__(self, i: int) -> dict:
         rng = self._rng(i)
-        chosen = self._choose(rng)
-        pictures = [trim(self._emoji[k]["image"]) for k in chosen]
-        boxes = place([p.shape[:2] for p in pictures], self.size_px, rng)
+        indices = self._choose(rng)
+        glyphs = [trim(self._emoji[k]["image"]) for k in indices]
+        boxes = place_boxes([p.shape[:2] for p in glyphs], self.size_px, rng)
         darkest = DARKEST if self.background == "light" else 255
         scene = np.full((self.size_px, self.size_px, 4), 255, np.uint8)
         scene[:, :, :3] = rng.integers(darkest, 255, 3, np.uint8, endpoint=True)
         segmentation = np.zeros((self.size_px, self.size_px), np.int32)
-        for k, picture, (left, top, width, height) in zip(
-            chosen, pictures, boxes.tolist(), strict=True
+        for k, glyph, (left, top, width, height) in zip(
+            indices, glyphs, boxes.tolist(), strict=True
         ):
             window = slice(top, top + height), slice(left, left + width)
-            emoji = image.resample(picture, height, width)
+            emoji = image.resample(glyph, height, width)
             alpha = emoji[:, :, 3:] / 255.0
             over = alpha * emoji[:, :, :3] + (1 - alpha) * scene[*window, :3]
             scene[*window, :3] = np.rint(over)
@@ -126,10 +127,10 @@ class SceneSource:
         fractions = (boxes / self.size_px).tolist()
         return {
             "image": scene,
-            "caption": self._caption(chosen),
+            "caption": self._caption(indices),
             "layout": [
                 (int(self._labels[k]), tuple(box))
-                for k, box in zip(chosen, fractions, strict=True)
+                for k, box in zip(indices, fractions, strict=True)
             ],
             "segmentation": segmentation,
         }
@@ -142,17 +143,17 @@ class SceneSource:
 
     def _choose(self, rng: np.random.Generator) -> list[int]:
         """Indices of different emoji, the first to become the largest."""
-        chosen: list[int] = []
+        indices: list[int] = []
         count = rng.integers(*self._counts, endpoint=True)
-        while len(chosen) < count:
+        while len(indices) < count:
             members = self._members[rng.integers(len(self._members))]
-            emoji = int(members[rng.integers(len(members))])
-            if emoji not in chosen:
-                chosen.append(emoji)
-        return chosen
+            index = int(members[rng.integers(len(members))])
+            if index not in indices:
+                indices.append(index)
+        return indices
 
-    def _caption(self, chosen: list[int]) -> str:
-        return ", ".join(self._captions[k] for k in chosen)
+    def _caption(self, indices: list[int]) -> str:
+        return ", ".join(self._captions[k] for k in indices)
 
     @property
     def categories(self) -> list[str]:
@@ -161,7 +162,7 @@ class SceneSource:
 
     @property
     def captions(self) -> list[str]:
-        """The caption of every scene, in order; no picture is drawn for it."""
+        """The caption of every scene, in order; no image is drawn for it."""
         scenes = range(self._num_scenes)
         return [self._caption(self._choose(self._rng(i))) for i in scenes]
 
@@ -184,12 +185,12 @@ def trim(pixels: np.ndarray) -> np.ndarray:
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def place(
+def place_boxes(
     shapes: list[tuple[int, int]], size_px: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Boxes i64 "n 4" (left, top, width, height) in pixels, the largest first.
 
-    shapes: (height, width) of every picture; its proportions are kept. Sizes and
+    shapes: (height, width) of every image; its proportions are kept. Sizes and
     positions are drawn from uniform distributions until no IoU exceeds MAX_IOU.
     """
     shapes = np.array(shapes)
@@ -217,8 +218,3 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     last = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     common = np.maximum(last - first, 0).prod(axis=-1)
     return common / (a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - common)
-
-
-def _check_among(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise UserError(f"{name} is {value!r}; valid are {', '.join(map(repr, valid))}")

@@ -4,13 +4,13 @@ A source has `len(source)`, `source[i]` (a dict of numpy values and strings, the
 every call; BadExample for one that cannot be used) and `fingerprint`, a hash of its
 content and options, by which a cache made from a source knows whether it still fits.
 It may have `conditions`, the keys of its examples besides "image", `num_classes`,
-`classes` and `categories`, the names of the pictures' and the boxes' labels by number,
-and `listing`, a fingerprint that reads no picture.
+`classes` and `categories`, the names of the images' and the boxes' labels by number,
+and `listing`, a fingerprint that reads no image.
 Sources are picklable and cheap to copy to a worker. What is random belongs to
 `transforms.py`.
 
 Images are uint8, RGBA "H W 4" or opaque "H W 3", here "S S 4"; `transforms.Composite`
-decides which colour lies behind them, `crop.Crop` what is shown.
+decides which color lies behind them, `crop.Crop` what is shown.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import ASSETS
+from lDM_jax.data.transforms import check_option
 
 EMOJI = ASSETS / "emoji.array_record"
 SPLITS = ("train", "validation", "test")
@@ -58,7 +59,7 @@ def parse_record(record: bytes) -> tuple[dict[str, str], bytes]:
 
 
 def pad_square(pixels: np.ndarray) -> np.ndarray:
-    """uint8 "H W 4" -> "S S 4" with S = max(H, W), centred, the border transparent."""
+    """uint8 "H W 4" -> "S S 4" with S = max(H, W), centered, the border transparent."""
     height, width, channels = pixels.shape
     size = max(height, width)
     top, left = (size - height) // 2, (size - width) // 2
@@ -71,12 +72,12 @@ class EmojiSource:
     """3,655 captioned emoji of 99 subgroups, in a fixed split; nothing is downloaded.
 
     source[i] -> {"image": uint8 "S S 4" RGBA, "caption": str, "label": i32 ""} where
-    the label is the index of the emoji's subgroup in `subgroups`. The picture is the
-    font's (136 x 128), padded to a square and resized to size_px with the colours
+    the label is the index of the emoji's subgroup in `subgroups`. The image is the
+    font's (136 x 128), padded to a square and resized to size_px with the colors
     weighted by their alpha, so that invisible pixels do not darken the edge.
 
     split: "train" (3,290), "validation" (177) or "test" (188).
-    size_px: S. Pictures are decoded at first use and kept: 54 MB at 64 px.
+    size_px: S. Images are decoded at first use and kept: 54 MB at 64 px.
     path: another file of the same format.
     """
 
@@ -87,22 +88,19 @@ class EmojiSource:
         size_px: int = 64,
         path: str | Path | None = None,
     ):
-        if split not in SPLITS:
-            raise UserError(
-                f"split is {split!r}; the emoji have {', '.join(map(repr, SPLITS))}"
-            )
+        check_option("split", split, SPLITS)
         if size_px < 1:
             raise UserError(f"size_px is {size_px}; it must be at least 1")
         self.split = split
         self.size_px = size_px
         self.path = Path(path or EMOJI)
-        everything = [parse_record(record) for record in read_records(self.path)]
-        chosen = [item for item in everything if item[0]["split"] == split]
-        self._subgroups = sorted({header["subgroup"] for header, _ in everything})
-        self._groups = sorted({header["group"] for header, _ in everything})
-        self._headers = [header for header, _ in chosen]
-        self._pngs = [png for _, png in chosen]
-        self._images: list[np.ndarray | None] = [None] * len(chosen)
+        all_records = [parse_record(record) for record in read_records(self.path)]
+        records = [item for item in all_records if item[0]["split"] == split]
+        self._subgroups = sorted({header["subgroup"] for header, _ in all_records})
+        self._groups = sorted({header["group"] for header, _ in all_records})
+        self._headers = [header for header, _ in records]
+        self._pngs = [png for _, png in records]
+        self._images: list[np.ndarray | None] = [None] * len(records)
         index = {name: label for label, name in enumerate(self._subgroups)}
         self._labels = np.array(
             [index[header["subgroup"]] for header in self._headers], np.int32
@@ -119,14 +117,14 @@ class EmojiSource:
         }
 
     def _image(self, i: int) -> np.ndarray:
-        picture = self._images[i]
-        if picture is None:
+        pixels = self._images[i]
+        if pixels is None:
             square = pad_square(image.decode(self._pngs[i]))
             # PIL multiplies RGBA by its alpha before it filters, and divides after.
-            picture = image.resize(square, self.size_px)
-            picture.setflags(write=False)
-            self._images[i] = picture
-        return picture
+            pixels = image.resize(square, self.size_px)
+            pixels.setflags(write=False)
+            self._images[i] = pixels
+        return pixels
 
     @property
     def captions(self) -> list[str]:
@@ -166,7 +164,7 @@ class EmojiSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the split's headers and pictures and of size_px, in hexadecimal."""
+        """Hash of the split's headers and images and of size_px, in hexadecimal."""
         digest = hashlib.sha256(f"emoji {self.split} {self.size_px}".encode())
         for header, png in zip(self._headers, self._pngs, strict=True):
             digest.update(json.dumps(header, sort_keys=True).encode())
@@ -179,7 +177,12 @@ class EmojiSource:
 
 
 class First:
-    """The first `count` examples of a source (all, if it has fewer)."""
+    """The first `count` examples of a source (all, if it has fewer).
+
+    It has those of SHARED that the source has.
+    """
+
+    SHARED = ("conditions", "num_classes", "classes", "categories", "captions_of")
 
     def __init__(self, source, count: int):
         self._source, self._count = source, min(count, len(source))
@@ -192,10 +195,10 @@ class First:
             raise IndexError(f"example {i} of {self._count}")
         return self._source[i % self._count]
 
-    @property
-    def conditions(self) -> list[str] | None:
-        """The keys of an example besides "image", where the source says them."""
-        return getattr(self._source, "conditions", None)
+    def __getattr__(self, name: str):
+        if name in self.SHARED:
+            return getattr(self._source, name)
+        raise AttributeError(f"{type(self).__name__} has no {name}")
 
     @property
     def listing(self) -> str:
@@ -203,26 +206,6 @@ class First:
         whole = getattr(self._source, "listing", None) or self._source.fingerprint
         text = f"first {self._count} of {whole}"
         return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the source's labels take; 0 where it does not say."""
-        return getattr(self._source, "num_classes", 0)
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the source's labels; none where it does not say."""
-        return list(getattr(self._source, "classes", ()))
-
-    @property
-    def categories(self) -> list[str]:
-        """The same of its boxes' labels."""
-        return list(getattr(self._source, "categories", ()))
-
-    @property
-    def captions_of(self):
-        """The source's function of that name, or None."""
-        return getattr(self._source, "captions_of", None)
 
     @property
     def fingerprint(self) -> str:

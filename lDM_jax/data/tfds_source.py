@@ -7,7 +7,7 @@ takes TensorFlow; reading, here, does not import it. `config.data.data_dir` is D
 default TFDS's own.
 
 Features are read by their kinds: `image`, `label`, `objects` with `bbox` and `label`,
-`captions` with `text` (or a text called caption), a picture called segmentation_map or
+`captions` with `text` (or a text called caption), an image called segmentation_map or
 segmentation_label.
 """
 
@@ -18,6 +18,7 @@ from functools import partial
 from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data import metadata
 from lDM_jax.data.sources import SPLITS
+from lDM_jax.data.transforms import check_option
 
 # What a split is made of where the data set does not have it.
 FALLBACK = {"validation": ("test", "val"), "test": ("validation", "val")}
@@ -29,28 +30,27 @@ class TfdsSource:
     """A split of a data set that TFDS has prepared; examples as `metadata.build`.
 
     name, data_dir: see the module. Without a split of that name "validation" and "test"
-    stand for each other; without either, both are 5 % of "train". UserError for what is
+    stand for each other; without either, both are 5 % of "train". UserError if it is
     not prepared, or not as array_record.
     """
 
     def __init__(
         self, name: str, *, split: str = "train", data_dir: str = "", min_px: int = 1
     ):
-        if split not in SPLITS:
-            raise UserError(f"split is {split!r}; valid: {', '.join(SPLITS)}")
+        check_option("split", split, SPLITS)
         if not name:
             raise UserError("config.data.path is empty: give a TFDS name")
         options = dict(split=split, data_dir=data_dir, min_px=min_px)
         self._remake = partial(TfdsSource, name, **options)
         self.name, self.split, self.min_px = name, split, min_px
         builder = _builder(name, data_dir)
-        self._part = _part(split, set(builder.info.splits))
+        self._part = _choose_split(split, set(builder.info.splits))
         features = builder.info.features
         self._keys = {
-            "label": _has(features, ("label",)),
-            "layout": _has(features, ("objects",)),
-            "caption": _has(features, ("captions", "caption", "text")),
-            "segmentation": _has(features, LABEL_MAPS),
+            "label": _find_feature(features, ("label",)),
+            "layout": _find_feature(features, ("objects",)),
+            "caption": _find_feature(features, ("captions", "caption", "text")),
+            "segmentation": _find_feature(features, LABEL_MAPS),
         }
         if "image" not in features:
             raise UserError(f"TFDS {name!r} has no image; it has {', '.join(features)}")
@@ -62,8 +62,8 @@ class TfdsSource:
         self.categories = list(getattr(kind, "names", None) or ())
         import tensorflow_datasets as tfds
 
-        pictures = ["image", self._keys["segmentation"]]
-        raw = {key: tfds.decode.SkipDecoding() for key in pictures if key}
+        image_keys = ["image", self._keys["segmentation"]]
+        raw = {key: tfds.decode.SkipDecoding() for key in image_keys if key}
         self._rows = builder.as_data_source(split=self._part, decoders=raw)
         self._identity = f"{builder.info.full_name} {self._part} {len(self)}"
 
@@ -128,18 +128,18 @@ def _builder(name: str, data_dir: str):
     return builder
 
 
-def _part(split: str, there: set[str]) -> str:
-    """The split, or what stands for it, in TFDS's words."""
-    if split == "train" and not there & {"validation", "val", "test"}:
+def _choose_split(split: str, available: set[str]) -> str:
+    """The split, or its substitute, in TFDS's notation."""
+    if split == "train" and not available & {"validation", "val", "test"}:
         return SHARES[split]
     for name in (split, *FALLBACK.get(split, ())):
-        if name in there:
+        if name in available:
             return name
     return SHARES[split]
 
 
-def _has(features, names: tuple[str, ...]) -> str:
-    """The first of the names that is a feature; "" for none."""
+def _find_feature(features, names: tuple[str, ...]) -> str:
+    """The first of the names that is a feature, or ""."""
     return next((name for name in names if name in features), "")
 
 
@@ -169,5 +169,5 @@ def _boxes(objects) -> dict:
 
 def _bytes(value) -> bytes:
     if not isinstance(value, bytes):
-        raise BadExample(f"a picture is {type(value).__name__}, not a file's bytes")
+        raise BadExample(f"an image is {type(value).__name__}, not a file's bytes")
     return value

@@ -1,6 +1,6 @@
-"""Text -> token ids: BERT's word pieces (the paper), CLIP's (Stable Diffusion).
+"""Text -> token ids: BERT's word pieces (the paper), CLIP's BPE (Stable Diffusion).
 
-Owns the vocabulary files. Imports no jax, so that data workers may tokenise.
+Owns the vocabulary files. Imports no jax, so that data workers may tokenize.
 """
 
 import gzip
@@ -32,7 +32,28 @@ CLIP_WORDS = "|".join(
 )
 
 
-class BertTokenizer:
+class _Padded:
+    """What both tokenizers share: rows of `max_length` from the library's tokenizer."""
+
+    max_length: int
+    _backend: Tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """i32 "b n", one row a text."""
+        if isinstance(texts, str):
+            raise TypeError(
+                f"{type(self).__name__} takes a list of texts, was given one str"
+            )
+        # One at a time: the batch call starts a thread pool that outlives it.
+        rows = [self._backend.encode(text).ids for text in texts]
+        return np.array(rows, np.int32).reshape(len(rows), self.max_length)
+
+    def loses(self, text: str) -> bool:
+        """True if the text is too long, so that its end is left out."""
+        return bool(self._backend.encode(text).overflowing)
+
+
+class BertTokenizer(_Padded):
     """`tokenizer(texts)` -> i32 "b n": [CLS] pieces [SEP], then zeros up to max_length.
 
     The same ids as transformers' BertTokenizerFast of bert-base-uncased with
@@ -73,23 +94,11 @@ class BertTokenizer:
         backend.enable_padding(length=max_length, pad_id=vocab[PAD], pad_token=PAD)
         self._backend = backend
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """i32 "b n", one row a text."""
-        if isinstance(texts, str):
-            raise TypeError("BertTokenizer takes a list of texts, was given one str")
-        # One at a time: the batch call starts a thread pool that outlives it.
-        rows = [self._backend.encode(text).ids for text in texts]
-        return np.array(rows, np.int32).reshape(len(rows), self.max_length)
-
-    def loses(self, text: str) -> bool:
-        """True if the text is too long, so that its end is left out."""
-        return bool(self._backend.encode(text).overflowing)
-
     def __reduce__(self):
         return BertTokenizer, (self.vocab_path, self.max_length)
 
 
-class ClipTokenizer:
+class ClipTokenizer(_Padded):
     """`tokenizer(texts)` -> i32 "b n": start, pieces, end, padding up to max_length.
 
     The same ids as transformers' CLIPTokenizer with padding="max_length" and
@@ -133,18 +142,6 @@ class ClipTokenizer:
         pad_id = vocab[END] if pad == "eos" else 0
         backend.enable_padding(length=max_length, pad_id=pad_id)
         self._backend = backend
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """i32 "b n", one row a text."""
-        if isinstance(texts, str):
-            raise TypeError("ClipTokenizer takes a list of texts, was given one str")
-        # One at a time: the batch call starts a thread pool that outlives it.
-        rows = [self._backend.encode(text).ids for text in texts]
-        return np.array(rows, np.int32).reshape(len(rows), self.max_length)
-
-    def loses(self, text: str) -> bool:
-        """True if the text is too long, so that its end is left out."""
-        return bool(self._backend.encode(text).overflowing)
 
     def __reduce__(self):
         return ClipTokenizer, (self.max_length, self.pad)

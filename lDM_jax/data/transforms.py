@@ -1,12 +1,11 @@
-"""Maps of one example to the next: `transform(example, rng) -> example`.
+"""Example transforms: `transform(example, rng) -> example`.
 
 All randomness comes from `rng`, which the pipeline derives from (seed, index, epoch).
 Transforms are frozen dataclasses, so that they compare, print and pickle. They return a
-new dict and never write into the arrays they were given: a source may hand out its
-cache.
+new dict and never write into their input arrays, which may be a source's cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,13 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 BACKGROUNDS = ("white", "random")
 SPATIAL_KEYS = ("image", "low_res", "mask", "segmentation")
+
+
+def check_option(name: str, value: str, valid: Iterable[str]) -> None:
+    """UserError unless the value is one of the valid ones."""
+    if value not in valid:
+        options = ", ".join(map(repr, valid))
+        raise UserError(f"{name} is {value!r}; valid are {options}")
 
 
 @dataclass(frozen=True)
@@ -40,40 +46,36 @@ def compose(*transforms: Transform) -> Compose:
 
 @dataclass(frozen=True)
 class Composite:
-    """Lay the picture over a colour: image uint8 "H W 4" -> f32 [-1, 1] "H W 3".
+    """Composite the image over a color: image uint8 "H W 4" -> f32 [-1, 1] "H W 3".
 
     An image of three channels is opaque. The generator is used all the same.
 
-    x = alpha * colour + (1 - alpha) * background. The background is white, or a colour
-    drawn per example, uniform over the cube of uint8 colours.
+    x = alpha * color + (1 - alpha) * background. The background is white, or a color
+    drawn per example, uniform over the cube of uint8 colors.
     """
 
     background: str = "white"
 
     def __post_init__(self):
-        if self.background not in BACKGROUNDS:
-            raise UserError(
-                f"background is {self.background!r}; valid are "
-                f"{', '.join(map(repr, BACKGROUNDS))}"
-            )
+        check_option("background", self.background, BACKGROUNDS)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         pixels = image.to_float(example["image"])
-        behind = np.full(3, 255, np.uint8)
+        background = np.full(3, 255, np.uint8)
         if self.background == "random":
-            behind = rng.integers(0, 256, 3, np.uint8)
+            background = rng.integers(0, 256, 3, np.uint8)
         if pixels.shape[2] == 3:
             return {**example, "image": pixels}
         alpha = (pixels[:, :, 3:] + 1.0) / 2.0
-        behind = image.to_float(behind)[None, None, :]
-        x = alpha * pixels[:, :, :3] + (1.0 - alpha) * behind
+        background = image.to_float(background)[None, None, :]
+        x = alpha * pixels[:, :, :3] + (1.0 - alpha) * background
         return {**example, "image": x}
 
 
 def on_white(pixels: np.ndarray) -> np.ndarray:
-    """uint8 "H W 4" or "H W 3" -> uint8 "H W 3" on a white ground."""
-    laid = Composite()({"image": pixels}, None)["image"]
-    return image.to_uint8(laid)
+    """uint8 "H W 4" or "H W 3" -> uint8 "H W 3" on white."""
+    x = Composite()({"image": pixels}, None)["image"]
+    return image.to_uint8(x)
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,15 @@ class RandomFlip:
         }
         if "layout" in example:
             flipped["layout"] = [
-                (label, mirrored(box)) for label, box in example["layout"]
+                (label, mirror_box(box)) for label, box in example["layout"]
             ]
         if "crop" in example:
-            flipped["crop"] = mirrored(example["crop"])
+            flipped["crop"] = mirror_box(example["crop"])
         return {**example, **flipped}
 
 
-def mirrored(box: tuple) -> tuple:
-    """A box (left, top, width, height), in fractions, of the mirrored picture."""
+def mirror_box(box: tuple) -> tuple:
+    """A box (left, top, width, height), in fractions, of the mirrored image."""
     left, top, width, height = box
     return max(0.0, 1.0 - (left + width)), top, width, height
 
@@ -126,8 +128,8 @@ class Tokenize:
     tokenizer: Callable[[list[str]], np.ndarray]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        given = ("caption", "captions")
-        rest = {key: value for key, value in example.items() if key not in given}
+        names = ("caption", "captions")
+        rest = {key: value for key, value in example.items() if key not in names}
         caption = example["caption"]
         if "captions" in example:
             caption = example["captions"][rng.integers(len(example["captions"]))]
@@ -138,9 +140,9 @@ class Tokenize:
 class TokenizeLayout:
     """Replace layout by boxes, i32 "n"; tokenizer: a `box_tokens.BoxTokenizer`.
 
-    shuffle: tokenise the objects in random order, as the original does, so that a model
+    shuffle: tokenize the objects in random order, as the original does, so that a model
     does not come to expect the largest first. `RandomFlip` comes before. Of more
-    objects than fit the largest are kept; "crop", if it is there, is tokenised too.
+    objects than fit the largest are kept; "crop", if it is there, is tokenized too.
     """
 
     tokenizer: Callable[[list], np.ndarray]

@@ -1,4 +1,4 @@
-"""Feature networks with their input convention and weights: pictures -> features.
+"""Feature networks with their input convention and weights: images -> features.
 
     emoji             the shipped network of the embedded set; for comparing runs on it
     inception         InceptionV3, `legacy` input: guided-diffusion, torch-fidelity
@@ -9,9 +9,9 @@
     clip              CLIP's image embedding of unit length, `clean` input: CMMD, and
                       the CLIP score of texts
 
-Owns where weights come from and the way from uint8 to a network's input: resized as
-`metrics.resize` says, never rounded, then scaled. A batch always has the same rows on a
-device, and the last one is padded and cut: features do not depend on how pictures are
+Owns where weights come from and the path from uint8 to a network's input: resized by
+`metrics.resize`, never rounded, then scaled. A batch always has the same rows on a
+device, and the last one is padded and cut: features do not depend on how images are
 batched, nor on the number of devices.
 """
 
@@ -50,22 +50,24 @@ INCEPTION_SHA256 = "6726825d"  # the digits that its name carries
 DINOV2_URL = (
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 )
-# Mean and deviation of the colours that CLIP was trained with, in [0, 1].
-CLIP_COLOURS = (
+# Mean and deviation of the colors that CLIP was trained with, in [0, 1].
+CLIP_COLORS = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
+IMAGENET_COLORS = (vgg16.MEAN, vgg16.DEVIATION)
 TEXTS = 32  # in a batch of the text tower
-WITHOUT = "give another file by --weights, or compare runs with --extractor=emoji"
+ADVICE = "give another file by --weights, or compare runs with --extractor=emoji"
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A network ready to make features.
+    """A network with its weights and input convention.
 
     name; resize: a mode of `metrics.resize`; size_px: the network's input; digest: of
-    the weight file (SHA-256); rows: of a batch on one device; label: what figures made
-    with it are called after, "" for the plain names.
+    the weight file (SHA-256); rows: of a batch on one device; label: suffix of the
+    names of its figures, "" for the plain names; only: the one metric of
+    `figures.METRICS` that it serves, "" for all.
     """
 
     name: str
@@ -77,9 +79,10 @@ class Extractor:
     variables: dict
     apply: Callable[[dict, Array], dict[str, Array]]  # f32 [0, 255] -> features
     embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None  # -> f32 "n d"
+    only: str = ""
 
     def record(self) -> dict:
-        """What two sets of features must have in common to be compared."""
+        """What two sets of features must share to be compared."""
         return {
             "extractor": self.name,
             "weights_sha256": self.digest,
@@ -92,15 +95,17 @@ class Extractor:
         return self.rows * jax.local_device_count()
 
     @functools.cached_property
-    def _placed(self):
+    def _on_devices(self):
         """(mesh's batch sharding, variables on every local device)."""
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        whole = NamedSharding(mesh, P())
-        return NamedSharding(mesh, P("data")), jax.device_put(self.variables, whole)
+        replicated = NamedSharding(mesh, P())
+        return NamedSharding(mesh, P("data")), jax.device_put(
+            self.variables, replicated
+        )
 
     @functools.cached_property
     def _programs(self):
-        """(of equal pictures with their matrices, of pictures resized before)."""
+        """(features of equal images and their matrices, features of resized images)."""
 
         def resized(variables, pixels, rows, columns):
             x = pixels.astype(jnp.float32)
@@ -115,32 +120,38 @@ class Extractor:
 
         return jax.jit(resized), jax.jit(ready)
 
-    def features(self, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """{"pool": f32 "n d", ...} of uint8 pictures "H W 3", equal in size or not."""
+    def features(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """{"pool": f32 "n d", ...} of uint8 images "H W 3", equal in size or not."""
         parts = [
-            self._batch(pictures[start : start + self.batch_images])
-            for start in range(0, len(pictures), self.batch_images)
+            self._batch(images[start : start + self.batch_images])
+            for start in range(0, len(images), self.batch_images)
         ]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    def _batch(self, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        sharding, variables = self._placed
+    def _batch(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        sharding, variables = self._on_devices
         resized, ready = self._programs
-        count, padding = len(pictures), self.batch_images - len(pictures)
-        shapes = {picture.shape for picture in pictures}
+        count, padding = len(images), self.batch_images - len(images)
+        shapes = {pixels.shape for pixels in images}
         if len(shapes) == 1:
             (height, width, _), *_ = shapes
-            stacked = np.stack([*pictures, *[pictures[-1]] * padding])
+            stacked = np.stack([*images, *[images[-1]] * padding])
             matrices = [
                 jnp.asarray(resize.resize_matrix(self.resize, side, self.size_px))
                 for side in (height, width)
             ]
-            found = resized(variables, jax.device_put(stacked, sharding), *matrices)
+            features = resized(variables, jax.device_put(stacked, sharding), *matrices)
         else:
-            rows = [resize.resize(p, self.resize, self.size_px) for p in pictures]
+            rows = [resize.resize(p, self.resize, self.size_px) for p in images]
             stacked = np.stack([*rows, *[rows[-1]] * padding])
-            found = ready(variables, jax.device_put(stacked, sharding))
-        return {key: np.asarray(value)[:count] for key, value in found.items()}
+            features = ready(variables, jax.device_put(stacked, sharding))
+        return {key: np.asarray(value)[:count] for key, value in features.items()}
+
+
+def normalize(x: Array, colors: Sequence[Sequence[float]]) -> Array:
+    """(x / 255 - mean) / deviation of pixels [0, 255]; colors: (mean, deviation)."""
+    mean, deviation = 255.0 * np.array(colors, np.float32)[:, None, None, None]
+    return (x - mean) / deviation
 
 
 def file_digest(path: str | os.PathLike) -> str:
@@ -173,7 +184,7 @@ def load_emoji(path: str = "") -> Extractor:
 def load_inception(path: str = "", *, mode: str = "legacy") -> Extractor:
     """InceptionV3 from the FID weights as pytorch-fid or torch-fidelity stores them."""
     if not path:
-        options = dict(sha256_prefix=INCEPTION_SHA256, otherwise=WITHOUT)
+        options = dict(sha256_prefix=INCEPTION_SHA256, otherwise=ADVICE)
         path = fetch(INCEPTION_URL, **options)
     network = inception.Inception()
     # pytorch-fid maps [0, 1] to [-1, 1]; the original graph subtracts 128.
@@ -197,17 +208,17 @@ def load_inception(path: str = "", *, mode: str = "legacy") -> Extractor:
 def read_inception(path: str | os.PathLike) -> dict:
     """The variables of `Inception()`, f32. UserError for another network's file."""
     stored = torch_file.read(path)
-    kept = {k: stored[k] for k in stored if not k.endswith("num_batches_tracked")}
+    tensors = {k: stored[k] for k in stored if not k.endswith("num_batches_tracked")}
     names = {"fc.bias": name_maps.Entry(None, "same", (inception.CLASSES,))}
-    for place, shape in inception.inception_shapes().items():
+    for parameter, shape in inception.inception_shapes().items():
         layout = "same"
-        if place[-1] == "kernel":
+        if parameter[-1] == "kernel":
             layout = "conv" if len(shape) == 4 else "linear"
         foreign = name_maps.to_layout(np.broadcast_to(np.False_, shape), layout).shape
-        name = ".".join([*place[:-1], place[-1].replace("kernel", "weight")])
-        names[name] = name_maps.Entry(place, layout, foreign, shape)
+        name = ".".join([*parameter[:-1], parameter[-1].replace("kernel", "weight")])
+        names[name] = name_maps.Entry(parameter, layout, foreign, shape)
     try:
-        return name_maps.from_original(kept, names)
+        return name_maps.from_original(tensors, names)
     except UserError as error:
         raise UserError(f"{path} is not the InceptionV3 of FID: {error}") from None
 
@@ -215,7 +226,7 @@ def read_inception(path: str | os.PathLike) -> dict:
 def load_vgg(path: str = "") -> Extractor:
     """VGG16 from torchvision's file."""
     if not path:
-        options = dict(sha256_prefix=lpips_weights.VGG16_SHA256, otherwise=WITHOUT)
+        options = dict(sha256_prefix=lpips_weights.VGG16_SHA256, otherwise=ADVICE)
         path = fetch(lpips_weights.VGG16_URL, **options)
     network = vgg16.VGG16()
     size = vgg16.SIZE_PX
@@ -231,50 +242,49 @@ def load_vgg(path: str = "") -> Extractor:
         )
     except UserError as error:
         raise UserError(f"{path} is not torchvision's VGG16: {error}") from None
-    mean, deviation = (
-        255.0 * np.array(numbers, np.float32).reshape(1, 1, 1, 3)
-        for numbers in (vgg16.MEAN, vgg16.DEVIATION)
-    )
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
-        return network.apply(variables, (x - mean) / deviation)
+        return network.apply(variables, normalize(x, IMAGENET_COLORS))
 
     digest = file_digest(path)
-    return Extractor("vgg", "legacy", size, digest, 8, "original", variables, apply)
+    fields = "vgg", "legacy", size, digest, 8, "original", variables, apply
+    return Extractor(*fields, only="manifold")
 
 
 def load_dinov2(path: str = "") -> Extractor:
-    """DINOv2 of patch 14 from its authors' file; the size is told by the file."""
+    """DINOv2 of patch 14 from its authors' file, which determines the size."""
     if not path:
         raise UserError(
             "give DINOv2's weights by --weights dinov2=FILE; the field's figures are "
             f"of {DINOV2_URL}"
         )
-    stored, found = torch_file.read(path), {}
-    whole = {"cls_token": "class_token", "pos_embed": "positions"}
+    stored, tensors = torch_file.read(path), {}
+    renamed = {"cls_token": "class_token", "pos_embed": "positions"}
     for name in stored:
-        if name in whole:
+        if name in renamed:
             array = stored[name]
-            found[f"{whole[name]}.weight"] = array.reshape(array.shape[1:]).squeeze()
+            tensors[f"{renamed[name]}.weight"] = array.reshape(
+                array.shape[1:]
+            ).squeeze()
         elif name != "mask_token":
-            found[name.replace(".gamma", ".weight")] = stored[name]
-    inside = {"qkv": "attn.qkv", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-    inside |= {"scale1": "ls1", "scale2": "ls2"}
+            tensors[name.replace(".gamma", ".weight")] = stored[name]
+    parts = {"qkv": "attn.qkv", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    parts |= {"scale1": "ls1", "scale2": "ls2"}
     names = {"patches": "patch_embed.proj", "norm_last": "norm"}
-    network = vit.ViT(*extent(path, found, "blocks.", "patch_embed.proj.weight"))
+    network = vit.ViT(*read_sizes(path, tensors, "blocks.", "patch_embed.proj.weight"))
 
     def translate(modules: tuple[str, ...]) -> tuple[str, str]:
         kind, _, rest = modules[0].partition("_")
         if kind != "block":
             return names.get(modules[0], modules[0]), "linear"
         number, _, part = rest.partition("_")
-        return f"blocks.{number}.{inside.get(part, part)}", "linear"
+        return f"blocks.{number}.{parts.get(part, part)}", "linear"
 
-    return of_vit("dinov2", path, network, translate, found)
+    return make_vit("dinov2", path, network, translate, tensors)
 
 
 def load_clip(path: str = "") -> Extractor:
-    """CLIP's image tower from a file in Hugging Face's names; told by the file."""
+    """CLIP's image tower from a file in Hugging Face's names."""
     if not path:
         raise UserError(
             "give CLIP's weights by --weights clip=FILE, a model.safetensors of the "
@@ -282,22 +292,27 @@ def load_clip(path: str = "") -> Extractor:
         )
     stored = torch_file.read(path)
     rest = ("text_", "logit_scale", "vision_model.embeddings.position_ids")
-    found = {name: stored[name] for name in stored if not name.startswith(rest)}
+    tensors = {name: stored[name] for name in stored if not name.startswith(rest)}
     embeddings = "vision_model.embeddings"
-    if f"{embeddings}.class_embedding" in found:
-        token = found.pop(f"{embeddings}.class_embedding")
-        found[f"{embeddings}.class_embedding.weight"] = token
-    cut, places = (f"{embeddings}.{n}_embedding.weight" for n in ("patch", "position"))
+    if f"{embeddings}.class_embedding" in tensors:
+        token = tensors.pop(f"{embeddings}.class_embedding")
+        tensors[f"{embeddings}.class_embedding.weight"] = token
+    patches, positions = (
+        f"{embeddings}.{n}_embedding.weight" for n in ("patch", "position")
+    )
     layers = "vision_model.encoder.layers."
-    width, depth, heads = extent(path, found, layers, cut)
-    grid, patch = round((len(found[places]) - 1) ** 0.5), found[cut].shape[-1]
+    width, depth, heads = read_sizes(path, tensors, layers, patches)
+    grid, patch = (
+        round((len(tensors[positions]) - 1) ** 0.5),
+        tensors[patches].shape[-1],
+    )
     network = vit.ViT(
         width,
         depth,
         heads,
         side_px=grid * patch,
         patch_px=patch,
-        projection=len(found.get("visual_projection.weight", ())),
+        projection=len(tensors.get("visual_projection.weight", ())),
         **(vit.CLIP | {"trained_grid": grid}),
     )
     names = {
@@ -308,27 +323,27 @@ def load_clip(path: str = "") -> Extractor:
         "norm_last": "vision_model.post_layernorm",
         "projection": "visual_projection",
     }
-    inside = {"qkv": "self_attn.qkv", "out": "self_attn.out_proj"}
-    inside |= {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-    inside |= {"norm1": "layer_norm1", "norm2": "layer_norm2"}
+    parts = {"qkv": "self_attn.qkv", "out": "self_attn.out_proj"}
+    parts |= {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    parts |= {"norm1": "layer_norm1", "norm2": "layer_norm2"}
 
     def translate(modules: tuple[str, ...]) -> tuple[str, str]:
         if modules[0] in names:
             return names[modules[0]], "linear"
         _, number, part = modules[0].split("_", 2)
-        return f"{layers}{number}.{inside[part]}", "linear"
+        return f"{layers}{number}.{parts[part]}", "linear"
 
-    made = of_vit("clip", path, network, translate, found)
+    extractor = make_vit("clip", path, network, translate, tensors)
     if "text_projection.weight" not in stored:
-        return made
-    return dataclasses.replace(made, embed_texts=text_tower(path, stored))
+        return extractor
+    return dataclasses.replace(extractor, embed_texts=text_tower(path, stored))
 
 
 def text_tower(path: str, stored: dict) -> Callable[[Sequence[str]], np.ndarray]:
     """Texts -> embeddings of unit length, f32 "n d", by the file's text tower."""
     tokens = "text_model.embeddings.token_embedding.weight"
     layers = "text_model.encoder.layers."
-    width, depth, heads = extent(path, stored, layers, tokens, axis=1)
+    width, depth, heads = read_sizes(path, stored, layers, tokens, axis=1)
     vocabulary, length = len(stored[tokens]), ClipTokenizer().max_length
     network = ClipText(
         width,
@@ -337,12 +352,12 @@ def text_tower(path: str, stored: dict) -> Callable[[Sequence[str]], np.ndarray]
         projection=len(stored["text_projection.weight"]),
         vocab_size=vocabulary,
     )
-    skipped = ("vision_model.", "visual_projection", "logit_scale")
-    found = {name: stored[name] for name in stored if not name.startswith(skipped)}
-    found.pop("text_model.embeddings.position_ids", None)
+    ignored = ("vision_model.", "visual_projection", "logit_scale")
+    tensors = {name: stored[name] for name in stored if not name.startswith(ignored)}
+    tensors.pop("text_model.embeddings.position_ids", None)
     names = names_text.clip_names(network)
     try:
-        variables = name_maps.from_original(found, names)
+        variables = name_maps.from_original(tensors, names)
     except UserError as error:
         raise UserError(f"{path} has no text tower of CLIP: {error}") from None
     tokenizer = ClipTokenizer(max_length=length)
@@ -355,32 +370,32 @@ def text_tower(path: str, stored: dict) -> Callable[[Sequence[str]], np.ndarray]
             ids = tokenizer(part + [part[-1]] * (TEXTS - len(part)))
             with jax.default_matmul_precision("highest"):
                 rows.append(np.asarray(pooled(variables, ids))[: len(part)])
-        found = np.concatenate(rows)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        embeddings = np.concatenate(rows)
+        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
     return embed
 
 
-def extent(
-    path: str, found: dict, layers: str, first: str, axis: int = 0
+def read_sizes(
+    path: str, tensors: dict, layers: str, first: str, axis: int = 0
 ) -> tuple[int, int, int]:
     """(width, depth, heads) of a transformer's file; heads are 64 wide.
 
     first: the entry that has the width along `axis`.
     """
-    if first not in found:
+    if first not in tensors:
         raise UserError(f"{path} is not of this kind: it has no {first}")
-    numbers = {n[len(layers) :].split(".")[0] for n in found if n.startswith(layers)}
-    width = found[first].shape[axis]
+    numbers = {n[len(layers) :].split(".")[0] for n in tensors if n.startswith(layers)}
+    width = tensors[first].shape[axis]
     return width, len(numbers), max(1, width // 64)
 
 
-def of_vit(
+def make_vit(
     name: str,
     path: str,
     network: vit.ViT,
     translate: name_maps.Translate,
-    found: dict[str, np.ndarray],
+    tensors: dict[str, np.ndarray],
 ) -> Extractor:
     """The extractor of a vision transformer."""
     side = network.side_px
@@ -389,21 +404,19 @@ def of_vit(
     if name == "clip":
         names = name_maps.split_qkv(names, "{}_proj", lambda width: 1)
     try:
-        variables = name_maps.from_original(found, names)
+        variables = name_maps.from_original(tensors, names)
     except UserError as error:
         raise UserError(f"{path} is not {name}: {error}") from None
-    numbers = CLIP_COLOURS if name == "clip" else (vgg16.MEAN, vgg16.DEVIATION)
-    mean, deviation = (
-        255.0 * np.array(values, np.float32).reshape(1, 1, 1, 3) for values in numbers
-    )
+    colors = CLIP_COLORS if name == "clip" else IMAGENET_COLORS
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
-        feature = network.apply(variables, (x - mean) / deviation)
+        feature = network.apply(variables, normalize(x, colors))
         if name == "clip":
             feature = feature / jnp.linalg.norm(feature, axis=1, keepdims=True)
         return {"pool": feature}
 
-    return Extractor(name, "clean", side, file_digest(path), 8, name, variables, apply)
+    fields = name, "clean", side, file_digest(path), 8, name, variables, apply
+    return Extractor(*fields, only="kernel" if name == "clip" else "")
 
 
 EXTRACTORS: dict[str, Callable[[str], Extractor]] = {

@@ -1,17 +1,16 @@
-"""Features of a set of pictures: made once, in parts on the disk, read in blocks.
+"""Features of a set of images: computed once, in parts on the disk, read in blocks.
 
-A part is 256 pictures; it is written whole or not at all, so that a stopped evaluation
+A part is 256 images; it is written whole or not at all, so that a stopped evaluation
 continues, and hosts share the parts. All figures are made of the parts afterwards, one
-block in memory at a time: no picture is dropped, none counts twice. A bank of 50,000
-pictures takes about 1 GB of disk with InceptionV3, 0.13 GB with the emoji network.
+block in memory at a time: no image is dropped, none counts twice. A bank of 50,000
+images takes about 1 GB of disk with InceptionV3, 0.13 GB with the emoji network.
 
-`order` is a permutation by content: what draws pictures at random draws from it, so
-that a figure does not depend on how files are named.
+`order` is a permutation by content: random subsets are drawn from it, so that a figure
+does not depend on how files are named.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from lDM_jax.core.distributed import together
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.image_sets import ImageSet, digest
 from lDM_jax.evaluation.metrics.statistics import Gaussian, Moments
@@ -31,7 +31,7 @@ BLOCK = 2048
 class Bank:
     """Features on the disk; `extract` makes it.
 
-    record: of the extractor and the pictures, with their count, extents and
+    record: of the extractor and the images, with their count, extents and
     fingerprint (which does not depend on the order).
     """
 
@@ -40,7 +40,7 @@ class Bank:
         infos = [self._info(number) for number in range(-(-count // PART))]
         self.digests = np.array([d for info in infos for d in info["digests"]], "<u8")
         if len(self.digests) != count:
-            raise UserError(f"{folder} holds {len(self.digests)} of {count} pictures")
+            raise UserError(f"{folder} holds {len(self.digests)} of {count} images")
         sizes = sorted({tuple(size) for info in infos for size in info["sizes"]})
         text = np.sort(self.digests).astype("<u8").tobytes()
         self.record = {
@@ -59,45 +59,45 @@ class Bank:
         return (self.folder / f"000000.{key}.npy").is_file()
 
     def duplicates(self) -> int:
-        """How many pictures are exact copies of another one before them."""
+        """How many images are exact copies of another one before them."""
         return self.count - len(np.unique(self.digests))
 
     def blocks(self, key: str = "pool", size: int = BLOCK) -> Iterator[np.ndarray]:
-        """f32 "m d" in the order of the pictures, m = size but for the last."""
-        held: list[np.ndarray] = []
+        """f32 "m d" in the order of the images, m = size but for the last."""
+        parts: list[np.ndarray] = []
         for number in range(-(-self.count // PART)):
-            held.append(np.load(self.folder / f"{number:06d}.{key}.npy"))
-            joined = held if sum(map(len, held)) < size else [np.concatenate(held)]
+            parts.append(np.load(self.folder / f"{number:06d}.{key}.npy"))
+            joined = parts if sum(map(len, parts)) < size else [np.concatenate(parts)]
             while len(joined) == 1 and len(joined[0]) >= size:
                 yield joined[0][:size]
                 joined = [joined[0][size:]]
-            held = joined
-        rest = np.concatenate(held)
+            parts = joined
+        rest = np.concatenate(parts)
         if len(rest):
             yield rest
 
     def rows(self, indices: np.ndarray, key: str = "pool") -> np.ndarray:
-        """f32 "m d" of the pictures at these places of `order`."""
-        places = self.order[indices]
-        found = None
-        for number in np.unique(places // PART):
+        """f32 "m d" of the images at these positions of `order`."""
+        positions = self.order[indices]
+        rows = None
+        for number in np.unique(positions // PART):
             part = np.load(self.folder / f"{number:06d}.{key}.npy", mmap_mode="r")
-            chosen = places // PART == number
-            if found is None:
-                found = np.empty((len(places), part.shape[1]), np.float32)
-            found[chosen] = part[places[chosen] % PART]
-        return found
+            mask = positions // PART == number
+            if rows is None:
+                rows = np.empty((len(positions), part.shape[1]), np.float32)
+            rows[mask] = part[positions[mask] % PART]
+        return rows
 
-    def in_picture_order(self, drawn: np.ndarray) -> np.ndarray:
-        """Numbers "... n" of the places of `order`, moved to the pictures' order."""
-        moved = np.empty_like(drawn)
-        moved[..., self.order] = drawn
+    def to_image_order(self, values: np.ndarray) -> np.ndarray:
+        """Values "... n" in `order`, moved to the order of the images."""
+        moved = np.empty_like(values)
+        moved[..., self.order] = values
         return moved
 
     def gaussian(
         self, key: str = "pool", weights: np.ndarray | None = None
     ) -> Gaussian:
-        """Mean and covariance; weights "n": how often each picture counts."""
+        """Mean and covariance; weights "n": how often each image counts."""
         moments, start = None, 0
         for block in self.blocks(key):
             moments = moments or Moments.zeros(block.shape[1])
@@ -107,8 +107,8 @@ class Bank:
         return moments.gaussian()
 
 
-class HeldBank(Bank):
-    """The same of pool features in memory, f32 "n d", such as a reference file's."""
+class ArrayBank(Bank):
+    """A bank of pool features in memory, f32 "n d", such as a reference file's."""
 
     def __init__(self, features: np.ndarray, record: dict):
         self._features, self.count = np.asarray(features, np.float32), len(features)
@@ -132,7 +132,7 @@ class HeldBank(Bank):
 
 
 def extract(
-    pictures: ImageSet,
+    images: ImageSet,
     extractor: Extractor,
     folder: str | Path,
     *,
@@ -140,32 +140,32 @@ def extract(
 ) -> Bank:
     """The bank of a set in `folder`, continued where a stopped run left it.
 
-    report is told how many pictures are done. UserError if the folder holds features
-    of other pictures, or made otherwise.
+    report is called with the number of images done. UserError if the folder holds
+    features of other images, or of another extractor.
     """
     folder = Path(folder)
-    record = {**extractor.record(), **pictures.record}
+    record = {**extractor.record(), **images.record}
     with together("making features"):
-        identity = {"identity": pictures.identity, "count": len(pictures)}
+        identity = {"identity": images.identity, "count": len(images)}
         begin(folder, {**record, **identity})
-        starts = range(0, len(pictures), PART)
+        starts = range(0, len(images), PART)
         for number, start in enumerate(starts):
             if number % jax.process_count() != jax.process_index():
                 continue
-            indices = range(start, min(start + PART, len(pictures)))
+            indices = range(start, min(start + PART, len(images)))
             if not (folder / f"{number:06d}.json").is_file():
-                write_part(folder, number, pictures, extractor, indices)
+                write_part(folder, number, images, extractor, indices)
             report(len(indices))
-    return Bank(folder, len(pictures), record)
+    return Bank(folder, len(images), record)
 
 
 def begin(folder: Path, request: dict) -> None:
-    """The folder, new or of the same request."""
+    """Create the folder; UserError if it exists with another request."""
     text, file = json.dumps(request, sort_keys=True), folder / "request.json"
     if file.is_file():
         if file.read_text() != text:
             raise UserError(
-                f"{folder} holds features of other pictures or another extractor: "
+                f"{folder} holds features of other images or another extractor: "
                 "remove it, or give another --work"
             )
         return
@@ -176,20 +176,20 @@ def begin(folder: Path, request: dict) -> None:
 def write_part(
     folder: Path,
     number: int,
-    pictures: ImageSet,
+    images: ImageSet,
     extractor: Extractor,
     indices: range,
 ) -> None:
-    """Features of these pictures, and last the file that says they are whole."""
-    found: dict[str, list] = {}
+    """Write features of these images, and last the file that marks them whole."""
+    features: dict[str, list] = {}
     digests, sizes = [], set()
     for start in range(0, len(indices), extractor.batch_images):
-        batch = pictures.read(indices[start : start + extractor.batch_images])
-        digests += [digest(picture) for picture in batch]
-        sizes |= {picture.shape[:2] for picture in batch}
+        batch = images.read(indices[start : start + extractor.batch_images])
+        digests += [digest(pixels) for pixels in batch]
+        sizes |= {pixels.shape[:2] for pixels in batch}
         for key, value in extractor.features(batch).items():
-            found.setdefault(key, []).append(value)
-    for key, values in found.items():
+            features.setdefault(key, []).append(value)
+    for key, values in features.items():
         array = np.concatenate(values)
         write(folder / f"{number:06d}.{key}.npy", lambda s, a=array: np.save(s, a))
     text = json.dumps({"digests": digests, "sizes": sorted(sizes)})
@@ -198,10 +198,5 @@ def write_part(
 
 def write(file: Path, content: Callable) -> None:
     """Write atomically."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            content(stream)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file, shared=True) as partial, partial.open("wb") as stream:
+        content(stream)

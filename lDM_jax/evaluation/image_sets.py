@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.image import LOSSY_SUFFIXES, SUFFIXES
+from lDM_jax.core.image import IMAGE_SUFFIXES, LOSSY_SUFFIXES
 from lDM_jax.data.pipeline import example_rng
 from lDM_jax.data.transforms import on_white
 from lDM_jax.from_config import datasets
@@ -49,10 +49,10 @@ class Folder:
         self._files = sorted(
             file
             for file in root.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
         )
         if not self._files:
-            raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         facts = []
         for file in self._files:
             known = file.stat()

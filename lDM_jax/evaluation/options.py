@@ -15,7 +15,7 @@ from lDM_jax.core import image
 from lDM_jax.core.distributed import is_first
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
-from lDM_jax.evaluation.figures import KINDS, Report
+from lDM_jax.evaluation.figures import METRICS, Report
 
 INCEPTION = "inception"
 
@@ -26,7 +26,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """--steps, --guidance, --sampler, --eta: how pictures are drawn."""
+    """--steps, --guidance, --sampler, --eta: how images are drawn."""
     parser.add_argument("--steps", type=int, help="default: the model's")
     parser.add_argument("--guidance", type=float, help="default: the model's")
     parser.add_argument("--sampler", help="default: the model's")
@@ -40,18 +40,18 @@ def sampling(args: argparse.Namespace) -> dict:
 
 
 def add_sheet(parser: argparse.ArgumentParser) -> None:
-    """--out, a directory for pictures to look at."""
-    parser.add_argument("--out", help="directory for a sheet of pictures")
+    """--out, a directory for images to look at."""
+    parser.add_argument("--out", help="directory for a sheet of images")
 
 
 def write_sheet(
-    args: argparse.Namespace, name: str, pictures: np.ndarray, columns: int
+    args: argparse.Namespace, name: str, images: np.ndarray, columns: int
 ) -> None:
     """name.png in --out, uint8 "n H W 3" in rows; nothing without --out."""
     if args.out:
         out = Path(args.out).expanduser()
         out.mkdir(parents=True, exist_ok=True)
-        image.write_png(out / f"{name}.png", image.grid(pictures, columns=columns))
+        image.write_png(out / f"{name}.png", image.grid(images, columns=columns))
 
 
 def add_extractors(parser: argparse.ArgumentParser, *, default: str) -> None:
@@ -75,7 +75,7 @@ def add_extractors(parser: argparse.ArgumentParser, *, default: str) -> None:
 def add_measuring(parser: argparse.ArgumentParser) -> None:
     """--figures, --bootstrap, --work."""
     parser.add_argument(
-        "--figures", nargs="+", choices=KINDS, default=KINDS, help="default: all"
+        "--figures", nargs="+", choices=tuple(METRICS), help="default: all"
     )
     parser.add_argument(
         "--bootstrap", type=int, default=20, help="replicates of the intervals"
@@ -121,7 +121,7 @@ def work_folder(args: argparse.Namespace) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that counts pictures."""
+    """A bar on stderr that counts images."""
     with tqdm(desc=title, unit="img", disable=None) as bar:
         yield lambda count: bar.update(count) and None
 

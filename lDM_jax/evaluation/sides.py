@@ -1,18 +1,17 @@
-"""What is compared: a side with statistics, with pictures, or with both.
+"""The sides of a comparison: statistics, images, or both.
 
 Reads folders, batches (`arr_0`) and statistics files of the field, which all are npz
 with `mu` and `sigma` (pytorch-fid, clean-fid, EDM), or with `mu_s` and `sigma_s` of the
 spatial features as well (guided-diffusion). `save` writes a file that all of them read:
 
-    mu, sigma, mu_s, sigma_s   f64, over all pictures
+    mu, sigma, mu_s, sigma_s   f64, over all images
     arr_0                      uint8 "m H W 3", at most 10,000 of them
     features                   f32 "m d" of these
     record                     JSON: extractor, digest of its weights, resize,
                                transform, source fingerprint, count
 
 Two sides that were prepared differently are refused (`check_same`); files of other
-programs say nothing of their preparation, which is said in a warning. Nothing is ever
-unpickled.
+programs do not tell their preparation, which a warning says. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -24,13 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
 from lDM_jax.evaluation.extractors import Extractor
-from lDM_jax.evaluation.features import Bank, HeldBank, extract
+from lDM_jax.evaluation.features import ArrayBank, Bank, extract
 from lDM_jax.evaluation.image_sets import Batch, Folder, ImageSet, Part
 from lDM_jax.evaluation.metrics.statistics import Gaussian
 
 KEPT_IMAGES = 10_000
-# What must be equal, and what must be equal where both sides know it.
+# What must be equal, and what must be equal where both sides record it.
 PREPARATION = ("extractor", "weights_sha256", "resize")
 KNOWN = ("sizes_px", "transform")
 
@@ -39,9 +39,9 @@ KNOWN = ("sizes_px", "transform")
 class Side:
     """One side of a comparison.
 
-    pool, spatial: statistics over all pictures (count 0: not known); bank: features of
-    pictures, None for a file of statistics alone; record: see `check_same`; warnings:
-    what a reader of the figures should know.
+    pool, spatial: statistics over all images (count 0: not known); bank: features of
+    images, None for a file of statistics alone; record: see `check_same`; warnings:
+    for the reader of the figures.
     """
 
     name: str
@@ -59,24 +59,24 @@ def open_side(
     *,
     report: Callable[[int], None] = lambda count: None,
 ) -> Side:
-    """A folder, a batch or a file of statistics; features are made below `work`."""
+    """Open a folder, a batch or a file of statistics; features go below `work`."""
     path = Path(path).expanduser()
     if path.is_dir():
-        return of_pictures(Folder(path), extractor, work, report=report)
+        return side_of_images(Folder(path), extractor, work, report=report)
     if not path.is_file():
         raise UserError(f"{path}: no such folder or npz file")
-    names = members(path)
+    names = array_names(path)
     if "mu" in names:
-        return of_statistics(path, names, extractor, work, report=report)
+        return side_of_statistics(path, names, extractor, work, report=report)
     if "arr_0" in names:
-        return of_pictures(Batch(path), extractor, work, report=report)
+        return side_of_images(Batch(path), extractor, work, report=report)
     raise UserError(
         f"{path} holds {', '.join(sorted(names)) or 'nothing'}; expected arr_0 "
-        "(pictures) or mu and sigma (statistics)"
+        "(images) or mu and sigma (statistics)"
     )
 
 
-def members(path: Path) -> set[str]:
+def array_names(path: Path) -> set[str]:
     """Names of the arrays of an npz file. UserError for another file."""
     try:
         with zipfile.ZipFile(path) as npz:
@@ -90,20 +90,20 @@ def members(path: Path) -> set[str]:
         ) from None
 
 
-def of_pictures(
-    pictures: ImageSet,
+def side_of_images(
+    images: ImageSet,
     extractor: Extractor,
     work: Path,
     *,
     report: Callable[[int], None] = lambda count: None,
 ) -> Side:
-    """A side whose pictures are all at hand."""
-    bank = extract(pictures, extractor, work, report=report)
+    """A side of which all images are available."""
+    bank = extract(images, extractor, work, report=report)
     spatial = bank.gaussian("spatial") if bank.has("spatial") else None
-    return Side(pictures.name, bank.gaussian(), spatial, bank, bank.record)
+    return Side(images.name, bank.gaussian(), spatial, bank, bank.record)
 
 
-def of_statistics(
+def side_of_statistics(
     path: Path,
     names: set[str],
     extractor: Extractor,
@@ -111,7 +111,7 @@ def of_statistics(
     *,
     report: Callable[[int], None],
 ) -> Side:
-    """A side from a file: its statistics as they stand, its pictures' features."""
+    """A side from a file: its statistics, and features of its images if it has any."""
     with np.load(path, allow_pickle=False) as npz:
         record = json.loads(str(npz["record"])) if "record" in names else {}
         count, width = record.get("count", 0), record.get("width")
@@ -128,7 +128,7 @@ def of_statistics(
         )
     bank = None
     if features is not None and record:
-        bank = HeldBank(features, record)
+        bank = ArrayBank(features, record)
     elif "arr_0" in names:
         batch = Batch(path)
         bank = extract(batch, extractor, work, report=report)
@@ -140,7 +140,7 @@ def of_statistics(
 def gaussian(
     path: Path, npz, mean: str, covariance: str, count: int, width: int | None
 ) -> Gaussian:
-    """Two arrays of a file, checked: shapes, finite, symmetric."""
+    """Read and check two arrays of a file: shapes, finite, symmetric."""
     mu, sigma = (np.asarray(npz[name], np.float64) for name in (mean, covariance))
     if mu.ndim != 1 or sigma.shape != 2 * mu.shape or (width and len(mu) != width):
         raise UserError(
@@ -158,7 +158,7 @@ def gaussian(
 def check_same(a: Side, b: Side) -> None:
     """UserError with both records if the sides were prepared differently.
 
-    Extractor, weights and resize must be equal, and so must the pictures' extents and
+    Extractor, weights and resize must be equal, and so must the images' extents and
     the transform where both sides record them.
     """
     recorded = a.record.get("extractor") and b.record.get("extractor")
@@ -170,60 +170,58 @@ def check_same(a: Side, b: Side) -> None:
     if len(a.pool.mean) != len(b.pool.mean):
         differ.append("features")
     if differ:
-        shown = "; ".join(
+        records = "; ".join(
             f"{side.name} ({len(side.pool.mean)} features): "
             + (json.dumps(side.record, sort_keys=True) if side.record else "no record")
             for side in (a, b)
         )
         raise UserError(
             f"these were prepared differently ({', '.join(differ)}) and do not "
-            f"compare: {shown}"
+            f"compare: {records}"
         )
 
 
-def save(path: str | Path, side: Side, pictures: ImageSet) -> None:
-    """Write the file of the module's text, whole or not at all.
+def save(path: str | Path, side: Side, images: ImageSet) -> None:
+    """Write the file that the module describes, atomically.
 
-    The pictures kept are all, or 10,000 drawn without replacement (seed 0), in order.
+    It stores all images, or 10,000 drawn without replacement (seed 0), in order.
     """
-    path, count = Path(path), len(pictures)
-    chosen = np.arange(count)
+    path, count = Path(path), len(images)
+    indices = np.arange(count)
     if count > KEPT_IMAGES:
         rng = np.random.default_rng(0)
-        chosen = np.sort(rng.choice(count, KEPT_IMAGES, replace=False))
-    kept = Part(pictures, chosen)
+        indices = np.sort(rng.choice(count, KEPT_IMAGES, replace=False))
+    subset = Part(images, indices)
     if len(side.record["sizes_px"]) > 1:
         raise UserError(
-            f"{side.name} has pictures of {len(side.record['sizes_px'])} extents; a "
+            f"{side.name} has images of {len(side.record['sizes_px'])} extents; a "
             "reference has one"
         )
-    place = np.argsort(side.bank.order)
+    position = np.argsort(side.bank.order)
     arrays = {
         "mu": side.pool.mean,
         "sigma": side.pool.covariance,
-        "features": side.bank.rows(place[chosen]),
+        "features": side.bank.rows(position[indices]),
         "record": np.array(json.dumps({**side.record, "width": len(side.pool.mean)})),
     }
     if side.spatial is not None:
         arrays |= {"mu_s": side.spatial.mean, "sigma_s": side.spatial.covariance}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz:
-            for name, array in arrays.items():
-                with npz.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, array, allow_pickle=False)
-            with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
-                write_pictures(stream, kept, tuple(side.record["sizes_px"][0]))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as npz,
+    ):
+        for name, array in arrays.items():
+            with npz.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+        with npz.open("arr_0.npy", "w", force_zip64=True) as stream:
+            write_images(stream, subset, tuple(side.record["sizes_px"][0]))
 
 
-def write_pictures(stream, pictures: ImageSet, size: tuple[int, int]) -> None:
-    """An npy array of equal pictures, one at a time."""
-    shape = (len(pictures), *size, 3)
+def write_images(stream, images: ImageSet, size: tuple[int, int]) -> None:
+    """Write an npy array of images of one size, one image at a time."""
+    shape = (len(images), *size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
-    for index in range(len(pictures)):
-        (picture,) = pictures.read([index])
-        stream.write(np.ascontiguousarray(picture).tobytes())
+    for index in range(len(images)):
+        (pixels,) = images.read([index])
+        stream.write(np.ascontiguousarray(pixels).tobytes())

@@ -1,9 +1,9 @@
-"""First stages: encoder, decoder, KL posterior, vector quantiser (f = 1 .. 32).
+"""First stages: encoder, decoder, KL posterior, vector quantizer (f = 1 .. 32).
 
 Pixels are f32 [-1, 1] "b H W 3". `Autoencoder.moments` gives what the latents cache
-stores: mean | logvar "b h w 2c" for KL, the latents before quantisation "b h w c" for
-VQ. The latent scale is `Codec`'s affair. Source: Rombach et al. 2022, section 3.1 and
-appendix G; Esser et al. 2021 for the quantiser.
+stores: mean | logvar "b h w 2c" for KL, the latents before quantization "b h w c" for
+VQ. The latent scale is in `Codec`. Source: Rombach et al. 2022, section 3.1 and
+appendix G; Esser et al. 2021 for the quantizer.
 """
 
 from collections.abc import Sequence
@@ -162,7 +162,7 @@ class DiagonalGaussian:
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns.
+    """The result of a quantizer.
 
     z: f32 "b h w c" with straight-through gradient; codes: i32 "b h w"; loss: f32, the
     codebook term; commitment: f32, its part that moves latents (at rate beta).
@@ -216,10 +216,10 @@ class VectorQuantizer(nn.Module):
         devices. Of equally near codes the first is taken.
         """
         block = min(CODE_BLOCK, self.num_codes)
-        spare = -self.num_codes % block
+        padding = -self.num_codes % block
         codebook, z = jax.lax.stop_gradient((self.codebook, z.astype(jnp.float32)))
-        norms = jnp.pad((codebook**2).sum(-1), (0, spare), constant_values=jnp.inf)
-        table = jnp.pad(codebook, ((0, spare), (0, 0)))
+        norms = jnp.pad((codebook**2).sum(-1), (0, padding), constant_values=jnp.inf)
+        table = jnp.pad(codebook, ((0, padding), (0, 0)))
         rows = z.reshape(-1, z.shape[-1])
 
         def nearer(best, part):
@@ -233,7 +233,7 @@ class VectorQuantizer(nn.Module):
             return (least, jnp.where(better, code, best[1])), None
 
         parts = (
-            jnp.arange(0, self.num_codes + spare, block, dtype=jnp.int32),
+            jnp.arange(0, self.num_codes + padding, block, dtype=jnp.int32),
             norms.reshape(-1, block),
             table.reshape(-1, block, self.channels),
         )
@@ -303,14 +303,14 @@ class Autoencoder(nn.Module):
     def moments(
         self, x: Float[Array, "b H W k"], train: bool = False
     ) -> Float[Array, "b h w c"]:
-        """mean | logvar (KL) or latents before quantisation (VQ), f32."""
+        """mean | logvar (KL) or latents before quantization (VQ), f32."""
         return self.quant_conv(self.encoder(x, train).astype(jnp.float32))
 
     @typecheck
     def decode(
         self, z: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b H W k"]:
-        """Latents as the encoder gives them -> pixels; does not quantise."""
+        """Latents as the encoder gives them -> pixels; does not quantize."""
         return self.decoder(self.post_quant_conv(z), train)
 
     @typecheck
@@ -319,7 +319,7 @@ class Autoencoder(nn.Module):
         return self.quantizer(z)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Deterministic reconstruction (posterior mean, or quantised latents)."""
+        """Deterministic reconstruction (posterior mean, or quantized latents)."""
         moments = self.moments(x, train)
         if self.is_kl:
             return self.decode(DiagonalGaussian.from_moments(moments).mean, train)

@@ -1,6 +1,6 @@
-"""Text encoders. Here: the paper's BERT-tokenised transformer tau, trained jointly.
+"""Text encoders. Here: the paper's BERT-tokenized transformer tau, trained jointly.
 
-Tokens i32 "b n" in, one vector a token "b n d" out. Tokenisation is `tokenizers`.
+Tokens i32 "b n" in, one vector a token "b n d" out. Tokenization is `tokenizers`.
 Source: Rombach et al. 2022, appendix E.2.1 and table 17.
 """
 

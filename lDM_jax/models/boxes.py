@@ -1,10 +1,10 @@
-"""Boxes of a layout as where its tokens may be attended to.
+"""Boxes of a layout as masks of cross-attention to their tokens.
 
-An object's tokens (label, corners) are read by the positions in its box alone, so that
-attention need not learn which label is meant where: a short training of a small model
-does not get there. Masks say where words are read in eDiff-I (arXiv 2211.01324), and in
-training too in InstanceDiffusion (arXiv 2402.03290); Rombach et al. 2022 have none.
-Owns how tokens become boxes and boxes `Cond.regions`.
+Only the positions inside an object's box attend to its tokens (label, corners), so
+that attention need not learn which label belongs where; a small model does not learn
+that in a short training. eDiff-I (arXiv 2211.01324) masks attention when sampling,
+InstanceDiffusion (arXiv 2402.03290) in training too; Rombach et al. 2022 do not.
+Owns how tokens become boxes and boxes become `Cond.regions`.
 """
 
 import flax.linen as nn
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from lDM_jax.core.arrays import Array, Bool, Cond, Float, Int, typecheck
 from lDM_jax.data.box_tokens import BoxTokenizer
 
-OUTSIDE = 2.0  # a corner's coordinate beyond the picture, of objects that are absent
+OUTSIDE = 2.0  # a corner's coordinate beyond the image, of objects that are absent
 
 
 class TokenBoxes(nn.Module):
     """Token ids of `box_tokens` -> each token's box "b n 4", without parameters.
 
     (left, top, right, bottom) in fractions: an object's three tokens have its box, the
-    crop's two the whole picture; absent objects, and all of dropped rows, lie outside
+    crop's two the whole image; absent objects, and all of dropped rows, lie outside
     of it. vocab_size: as the tokenizer's.
     """
 
@@ -38,12 +38,12 @@ class TokenBoxes(nn.Module):
         corners = jnp.stack(points, axis=-1).reshape(b, -1, 4)
         absent = (objects[:, :, :1] == grid.none) | drop[:, None, None]
         boxes = jnp.where(absent, OUTSIDE, corners)
-        whole = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (b, 2, 4))
-        return jnp.concatenate([jnp.repeat(boxes, 3, axis=1), whole], axis=1)
+        whole_image = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (b, 2, 4))
+        return jnp.concatenate([jnp.repeat(boxes, 3, axis=1), whole_image], axis=1)
 
 
 def on_grid(cond: Cond, extent: tuple[int, int]) -> Cond:
-    """`cond` with `boxes` as `regions` of latents of `extent`; as it is without any."""
+    """`cond` with `boxes` as `regions` of that extent; unchanged without boxes."""
     if cond.boxes is None:
         return cond
     return cond.replace(boxes=None, regions=coverage(cond.boxes, extent))

@@ -1,7 +1,7 @@
 """CLIP's text towers: the frozen text encoders of Stable Diffusion.
 
 Tokens i32 "b n" in, one vector a token "b n d" out. Owns the towers' arithmetic;
-tokenisation is `tokenizers.ClipTokenizer`, other programs' names are `names_text`.
+tokenization is `tokenizers.ClipTokenizer`, other programs' names are `names_text`.
 
     Stable Diffusion  tower                 ClipText
     1.x               OpenAI's ViT-L/14     (768, 12, 12)
@@ -143,13 +143,13 @@ class ClipText(nn.Module):
 
     def _check(self, length: int) -> None:
         """UserError for fields without a meaning, or for more tokens than positions."""
-        for name, known in (
+        for name, valid in (
             ("activation", tuple(ACTIVATIONS)),
             ("output_layer", OUTPUT_LAYERS),
         ):
             value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"{name} is {value!r}: one of {', '.join(known)}")
+            if value not in valid:
+                raise UserError(f"{name} is {value!r}: one of {', '.join(valid)}")
         if self.width % self.num_heads:
             raise UserError(
                 f"width {self.width} does not divide into {self.num_heads} heads"

@@ -1,17 +1,16 @@
-"""3x3 convolution and attention for CPUs, where XLA's own leave speed on the table.
+"""3x3 convolution and attention for CPUs, faster than XLA's own.
 
 Owns `convolution`, `doubled_convolution`, `attention` and the switch between them and
-XLA's; the same sums in another order. XLA's gradient of a convolution by its kernel
-wants another layout than the forward pass, its attention writes all scores to memory,
-and both run at a fraction of the matrix rate. Here kernels' gradients are matrix
-products of shifted pictures, wide convolutions of many pixels and those of doubled
-pictures take fewer products, and attention takes a head and a block of queries at a
-time, which also keeps no scores for the backward pass. Other platforms keep what their
-compilers know best.
+XLA's; they compute the same sums in another order. XLA's kernel gradient of a
+convolution needs another layout than the forward pass, its attention writes all scores
+to memory, and both run at a fraction of the matrix rate. Here kernels' gradients are
+matrix products of shifted images, wide convolutions of many pixels and those of doubled
+images take fewer products, and attention takes a head and a block of queries at a time,
+which also stores no scores for the backward pass. Other platforms use XLA's own.
 
-`python -m benchmarks.kernels` prints both ways side by side. Reading order: the
+`python -m benchmarks.kernels` times both side by side. Reading order: the
 switch, convolution (forward, by input, by kernel; Winograd's), convolution of a doubled
-picture, attention.
+image, attention.
 """
 
 import contextlib
@@ -25,25 +24,25 @@ from jax import lax
 
 from lDM_jax.core.arrays import Array
 
-FEW_PIXELS = 256  # up to these: one product with nine shifted pictures side by side
-MANY_PIXELS = 2048  # above, and of few pictures: the kernel's gradient as nine products
+FEW_PIXELS = 256  # up to these: one product with nine shifted images side by side
+MANY_PIXELS = 2048  # above, and of few images: the kernel's gradient as nine products
 FEW_PICTURES = 8
-WINOGRAD_PIXELS = 1024  # Winograd's way from so many pixels and channels on, and up to
+WINOGRAD_PIXELS = 1024  # Winograd's algorithm from these pixels and channels on, up to
 WINOGRAD_CHANNELS = 192
-WINOGRAD_SIZE = 2**23  # so many numbers: it takes eight times their memory
-FEWEST_DOUBLED = 256  # of a picture to be doubled; below, its 2x2 kernels cost too much
-FEW_DOUBLED = 1024  # up to these, and from so many channels on, by products
+WINOGRAD_SIZE = 2**23  # numbers: it takes eight times their memory
+FEWEST_DOUBLED = 256  # pixels before doubling; below, the 2x2 kernels cost too much
+FEW_DOUBLED = 1024  # up to these pixels, from these channels on, by matrix products
 MANY_CHANNELS = 128
 CHUNK_BYTES = 2**21  # of both operands of one product of the kernel's gradient
 BLOCK_SCORES = 2**20  # of attention at a time
-MIN_SCORES = 2**16  # a head; below XLA's own attention is as fast
+MIN_SCORES = 2**16  # of a head; below, XLA's own attention is as fast
 
 _plain = contextvars.ContextVar("plain", default=False)
 
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """Within: XLA's own operations, as on other platforms (to compile for those)."""
+    """Use XLA's own operations in this context, to compile for other platforms."""
     token = _plain.set(True)
     try:
         yield
@@ -51,17 +50,17 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
-def chosen(*operands: Array) -> bool:
-    """True where this module's ways are taken: f32 on a CPU."""
+def applies(*operands: Array) -> bool:
+    """Whether this module's algorithms apply: f32 on a CPU, outside `plain`."""
     if _plain.get() or jax.default_backend() != "cpu":
         return False
     return all(operand.dtype == jnp.float32 for operand in operands)
 
 
 def conv_general_dilated(x: Array, kernel: Array, strides, padding, **options) -> Array:
-    """lax.conv_general_dilated; `convolution` where that is the same and faster."""
+    """lax.conv_general_dilated; `convolution` where that is equivalent and faster."""
     same = tuple(strides) == (1, 1) and list(padding) == [(1, 1), (1, 1)]
-    if same and kernel.shape[:2] == (3, 3) and x.ndim == 4 and chosen(x, kernel):
+    if same and kernel.shape[:2] == (3, 3) and x.ndim == 4 and applies(x, kernel):
         return convolution(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
@@ -70,7 +69,7 @@ def conv_general_dilated(x: Array, kernel: Array, strides, padding, **options) -
 def convolution(x: Array, kernel: Array) -> Array:
     """3x3 convolution of "b h w c" with "3 3 c d", stride 1, zeros around."""
     if _pixels(x) <= FEW_PIXELS:
-        return shifted(x) @ kernel.reshape(-1, kernel.shape[-1])
+        return shift_nine(x) @ kernel.reshape(-1, kernel.shape[-1])
     return winograd(x, kernel) if _fits_winograd(x, kernel) else _xla(x, kernel)
 
 
@@ -78,11 +77,11 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return convolution(x, kernel), (x, kernel)
 
 
-def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = kept
+def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
     if _fits_winograd(x, kernel):
         return jax.vjp(winograd, x, kernel)[1](dy)  # 4/9 of the products here too
-    return by_input(x, kernel, dy), by_kernel(x, dy)
+    return input_gradient(x, kernel, dy), kernel_gradient(x, dy)
 
 
 convolution.defvjp(_forward, _backward)
@@ -97,17 +96,17 @@ def _pixels(x: Array) -> int:
     return x.shape[0] * x.shape[1] * x.shape[2]
 
 
-def _framed(x: Array) -> Array:
+def _pad_one(x: Array) -> Array:
     """One pixel of zeros on every side."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def shifted(x: Array) -> Array:
-    """The nine shifted pictures side by side: "b h w 9c", rows of the kernel first."""
-    return _beside(_framed(x), (3, 3))
+def shift_nine(x: Array) -> Array:
+    """The nine shifted images side by side: "b h w 9c", rows of the kernel first."""
+    return _stack_shifts(_pad_one(x), (3, 3))
 
 
-def _beside(frame: Array, taps: tuple[int, int]) -> Array:
+def _stack_shifts(frame: Array, taps: tuple[int, int]) -> Array:
     """Shifts of the frame side by side: "b h w ijc"."""
     _, h, w, _ = frame.shape
     h, w = h - taps[0] + 1, w - taps[1] + 1
@@ -117,8 +116,8 @@ def _beside(frame: Array, taps: tuple[int, int]) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def by_input(x: Array, kernel: Array, dy: Array) -> Array:
-    """Gradient by x: the convolution of dy with the reversed, transposed kernel."""
+def input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
+    """Gradient in x: the convolution of dy with the reversed, transposed kernel."""
     if _pixels(x) > FEW_PIXELS:
         return _xla(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     b, h, w, c = x.shape
@@ -133,20 +132,20 @@ def by_input(x: Array, kernel: Array, dy: Array) -> Array:
     return total[:, 1:-1, 1:-1]
 
 
-def by_kernel(x: Array, dy: Array) -> Array:
-    """Gradient by the kernel: sum over pixels of x(shifted by i, j)^T dy."""
+def kernel_gradient(x: Array, dy: Array) -> Array:
+    """Gradient in the kernel: sum over pixels of x(shifted by i, j)^T dy."""
     c, d = x.shape[-1], dy.shape[-1]
     if _pixels(x) <= FEW_PIXELS:
-        product = shifted(x).reshape(-1, 9 * c).T @ dy.reshape(-1, d)
+        product = shift_nine(x).reshape(-1, 9 * c).T @ dy.reshape(-1, d)
         return product.reshape(3, 3, c, d)
     if _pixels(x) <= MANY_PIXELS and len(x) >= FEW_PICTURES:
         kernel = jax.ShapeDtypeStruct((3, 3, c, d), x.dtype)
         return jax.linear_transpose(functools.partial(_xla, x), kernel)(dy)[0]
-    return _by_taps(_framed(x), dy)
+    return _tap_gradients(_pad_one(x), dy)
 
 
-def _by_taps(frame: Array, dy: Array) -> Array:
-    """sum over pixels of frame(shifted by i, j)^T dy: "i j c d", all that fit."""
+def _tap_gradients(frame: Array, dy: Array) -> Array:
+    """sum over pixels of frame(shifted by i, j)^T dy: "i j c d", for every tap."""
     (b, h, w, d), c = dy.shape, frame.shape[-1]
     taps = frame.shape[1] - h + 1, frame.shape[2] - w + 1
     rows = max(1, CHUNK_BYTES // (4 * b * w * (c + d)))
@@ -175,12 +174,12 @@ def _products(frame: Array, dy: Array, taps: tuple[int, int]) -> Array:
 
 
 def fits_doubled(x: Array, kernel: Array) -> bool:
-    """True where `doubled_convolution` is the better way."""
-    return _pixels(x) >= FEWEST_DOUBLED and chosen(x, kernel)
+    """Whether `doubled_convolution` is faster."""
+    return _pixels(x) >= FEWEST_DOUBLED and applies(x, kernel)
 
 
 def _fits_winograd(x: Array, kernel: Array) -> bool:
-    """True where its sums cost less than the products that it saves."""
+    """Whether Winograd's sums cost less than the products that it saves."""
     (_, h, w, c), d = x.shape, kernel.shape[-1]
     even, wide = h % 2 == w % 2 == 0, min(c, d) >= WINOGRAD_CHANNELS
     many = _pixels(x) >= WINOGRAD_PIXELS
@@ -196,14 +195,14 @@ def winograd(x: Array, kernel: Array) -> Array:
     """
     b, h, w, c = x.shape
     d = kernel.shape[-1]
-    frame = _framed(x)
+    frame = _pad_one(x)
     rows = [frame[:, i : i + h : 2] for i in range(4)]
     tiles = [[row[:, :, j : j + w : 2] for j in range(4)] for row in rows]
     tiles = [tile.reshape(-1, c) for row in _both_axes(_tile, tiles) for tile in row]
     taps = [tap for row in _both_axes(_taps, kernel) for tap in row]
     products = jnp.stack(tiles) @ jnp.stack(taps)
     products = products.reshape(4, 4, b, h // 2, w // 2, d)
-    return _woven(_both_axes(_outputs, products))
+    return _interleave(_both_axes(_outputs, products))
 
 
 def _tile(d) -> tuple[Array, ...]:
@@ -228,7 +227,7 @@ def _both_axes(transform, grid) -> list[tuple[Array, ...]]:
     return [transform(row) for row in zip(*columns, strict=True)]
 
 
-def _woven(parts) -> Array:
+def _interleave(parts) -> Array:
     """Pixels by the parity of row and column, four "b h w d" -> "b 2h 2w d"."""
     b, h, w, d = parts[0][0].shape
     rows = [jnp.stack(row, axis=3) for row in parts]
@@ -239,23 +238,25 @@ def _woven(parts) -> Array:
 def doubled_convolution(x: Array, kernel: Array) -> Array:
     """`convolution` of x "b h w c" with each pixel doubled both ways: "b 2h 2w d".
 
-    Under a pixel of the doubled picture two rows of the kernel meet the same row of x,
+    Under a pixel of the doubled image two rows of the kernel meet the same row of x,
     and so with columns: pixels of parity (p, q) are a convolution of x with a 2x2
     kernel, four of nine products.
     """
     c, d = kernel.shape[2:]
-    frame = _framed(x)
+    frame = _pad_one(x)
     few = _pixels(x) <= FEW_DOUBLED and c >= MANY_CHANNELS
 
     def part(p: int, q: int, corner: Array) -> Array:
         if few:
-            return _beside(_piece(frame, p, q), (2, 2)) @ corner.reshape(4 * c, d)
+            return _stack_shifts(_parity_frame(frame, p, q), (2, 2)) @ corner.reshape(
+                4 * c, d
+            )
         return _xla(x, corner, ((1 - p, p), (1 - q, q)))
 
-    return _woven(_each(part, _corners(kernel)))
+    return _interleave(_each_parity(part, _corner_kernels(kernel)))
 
 
-def _corners(kernel: Array) -> list[list[Array]]:
+def _corner_kernels(kernel: Array) -> list[list[Array]]:
     """The 2x2 kernels of the four parities."""
     rows = kernel[:2].at[1].add(kernel[2]), kernel[1:].at[0].add(kernel[0])
     return [
@@ -263,7 +264,7 @@ def _corners(kernel: Array) -> list[list[Array]]:
     ]
 
 
-def _each(function, *operands) -> list[list]:
+def _each_parity(function, *operands) -> list[list]:
     """function(p, q, *operands[p][q]) for both parities."""
     return [
         [function(p, q, *(operand[p][q] for operand in operands)) for q in (0, 1)]
@@ -271,8 +272,8 @@ def _each(function, *operands) -> list[list]:
     ]
 
 
-def _piece(frame: Array, p: int, q: int) -> Array:
-    """What pixels of parity (p, q) see of the frame: all but a row and a column."""
+def _parity_frame(frame: Array, p: int, q: int) -> Array:
+    """The frame under pixels of parity (p, q): all but a row and a column."""
     _, h, w, _ = frame.shape
     return frame[:, p : p + h - 1, q : q + w - 1]
 
@@ -281,21 +282,21 @@ def _doubled_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
     return doubled_convolution(x, kernel), (x, kernel)
 
 
-def _doubled_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = kept
+def _doubled_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
     b, h, w, _ = x.shape
-    frame, cells = _framed(x), dy.reshape(b, h, 2, w, 2, dy.shape[-1])
-    dys = _each(lambda p, q: cells[:, :, p, :, q])
+    frame, cells = _pad_one(x), dy.reshape(b, h, 2, w, 2, dy.shape[-1])
+    dys = _each_parity(lambda p, q: cells[:, :, p, :, q])
 
     def by_x(p: int, q: int, dy: Array, corner: Array) -> Array:
         kernel = corner[::-1, ::-1].swapaxes(2, 3)
         return _xla(dy, kernel, ((p, 1 - p), (q, 1 - q)))
 
     def by_corner(p: int, q: int, dy: Array) -> Array:
-        return _by_taps(_piece(frame, p, q), dy)
+        return _tap_gradients(_parity_frame(frame, p, q), dy)
 
-    dx = sum(sum(row) for row in _each(by_x, dys, _corners(kernel)))
-    (dk,) = jax.linear_transpose(_corners, kernel)(_each(by_corner, dys))
+    dx = sum(sum(row) for row in _each_parity(by_x, dys, _corner_kernels(kernel)))
+    (dk,) = jax.linear_transpose(_corner_kernels, kernel)(_each_parity(by_corner, dys))
     return dx, dk
 
 
@@ -303,9 +304,9 @@ doubled_convolution.defvjp(_doubled_forward, _doubled_backward)
 
 
 def fits(query: Array, key: Array, value: Array) -> bool:
-    """True where `attention` is the better way."""
+    """Whether `attention` is faster than XLA's."""
     scores = query.shape[1] * key.shape[1]
-    return scores >= MIN_SCORES and chosen(query, key, value)
+    return scores >= MIN_SCORES and applies(query, key, value)
 
 
 def attention(query: Array, key: Array, value: Array) -> Array:
@@ -322,7 +323,7 @@ def attention(query: Array, key: Array, value: Array) -> Array:
 @jax.custom_vjp
 def head(query: Array, key: Array, value: Array) -> Array:
     """Attention of one head: "n d" from "n d", "m d", "m d"."""
-    return _attended(query, key, value)[0]
+    return _attend(query, key, value)[0]
 
 
 def _blocks(query: Array, key: Array) -> Array:
@@ -333,7 +334,7 @@ def _blocks(query: Array, key: Array) -> Array:
     return query.reshape(n // rows, rows, d)
 
 
-def _attended(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+def _attend(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
     """(the head "n d", l = log sum_j exp(s_ij) of its scores s "n")."""
     scale = query.shape[-1] ** -0.5
 
@@ -349,17 +350,17 @@ def _attended(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
 
 
 def _head_forward(query: Array, key: Array, value: Array):
-    out, log_total = _attended(query, key, value)
+    out, log_total = _attend(query, key, value)
     return out, (query, key, value, out, log_total)
 
 
-def _head_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
+def _head_backward(residuals: tuple, dy: Array) -> tuple[Array, Array, Array]:
     """Weights again, p = exp(s - l), then dv = p^T dy and ds = p (dy v^T - dy . out).
 
     Keys lie along the rows, so that two of the three products need no transposition,
     and what is subtracted is one more column of the products.
     """
-    query, key, value, out, log_total = kept
+    query, key, value, out, log_total = residuals
     scale = query.shape[-1] ** -0.5
     blocks = _blocks(query, key)
     shared = functools.partial(jnp.reshape, shape=blocks.shape)

@@ -1,9 +1,9 @@
 """A small classifier of the embedded emoji, whose features compare runs on them.
 
 Five convolutions and a linear head over the 99 subgroups, trained by
-`tools/train_emoji_features.py`. It stands where InceptionV3 stands for photographs, so
-that an evaluation runs without any download. It is good for comparing runs on the
-embedded set and nothing more: no figure made with it compares with a published one.
+`tools/train_emoji_features.py`. It takes the place of InceptionV3, so that an
+evaluation runs without any download. It only serves to compare runs on the embedded
+set: its figures do not compare with published ones.
 """
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ class EmojiFeatures(nn.Module):
     @typecheck
     def __call__(self, x: Float[Array, "b h w 3"]) -> dict[str, Array]:
         if x.shape[1:3] != (SIZE_PX, SIZE_PX):
-            raise ValueError(f"pictures of {x.shape[1:3]}, not {SIZE_PX} px a side")
+            raise ValueError(f"images of {x.shape[1:3]}, not {SIZE_PX} px a side")
         spatial = None
         for index, (channels, stride) in enumerate(LAYERS):
             conv = nn.Conv(

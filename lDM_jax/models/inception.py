@@ -1,8 +1,8 @@
-"""InceptionV3 as FID means it: the network of 2015-12-05, with pytorch-fid's names.
+"""InceptionV3 of FID: the network of 2015-12-05, with pytorch-fid's names.
 
 Differs from later InceptionV3s in three ways that move FID: 1,008 classes, averages
 that do not count the padding, and a maximum in the pool branch of the last block.
-Normalisation uses the stored means and variances; there is no training mode. Module
+Normalization uses the stored means and variances; there is no training mode. Module
 names are those of the weight file, and everything runs in full f32.
 
     pool     "b 2048"  means over the last 8 x 8 positions: FID, KID, precision, recall
@@ -34,7 +34,7 @@ Block = tuple[Sequence[Sequence[tuple]], str]
 
 
 class Unit(nn.Module):
-    """Convolution, normalisation by stored statistics, ReLU."""
+    """Convolution, normalization by stored statistics, ReLU."""
 
     channels: int
     kernel: Sequence[int] = (1, 1)
@@ -87,14 +87,14 @@ class Mixed(nn.Module):
         outputs = []
         for index, branch in enumerate(self.branches):
             last = index == len(self.branches) - 1
-            h = self.pooled(x) if last and self.pool != "shrink" else x
+            h = self.pool_input(x) if last and self.pool != "shrink" else x
             outputs.append(self.chain(h, branch))
         if self.pool == "shrink":
             outputs.append(nn.max_pool(x, (3, 3), (2, 2)))
         return jnp.concatenate(outputs, axis=-1), outputs[0]
 
-    def pooled(self, x: Array) -> Array:
-        """Of 3 x 3 positions; the border's averages are of those inside."""
+    def pool_input(self, x: Array) -> Array:
+        """Pool 3 x 3 positions; averages at the border count only those inside."""
         if self.pool == "max":
             return nn.max_pool(x, (3, 3), (1, 1), "SAME")
         return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
@@ -250,5 +250,5 @@ class Inception(nn.Module):
 def inception_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of every parameter by its path."""
     x = jax.ShapeDtypeStruct((1, 75, 75, 3), jnp.float32)
-    made = jax.eval_shape(Inception().init, jax.random.key(0), x)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(made).items()}
+    params = jax.eval_shape(Inception().init, jax.random.key(0), x)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params).items()}

@@ -27,7 +27,7 @@ UNET_EPS = 1e-5
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation in f32, the result in the input's dtype.
+    """Group normalization in f32, the result in the input's dtype.
 
     `num_groups` is lowered to the width when a layer is narrower than that. Parameters
     are those of flax's GroupNorm.
@@ -70,7 +70,7 @@ class _Groups(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, eps 1e-5, in f32."""
+    """Layer normalization over the last axis, eps 1e-5, in f32."""
 
     @nn.compact
     @typecheck
@@ -115,7 +115,7 @@ def gelu(x: Array) -> Array:
 
 
 def upsample2(x: Array) -> Array:
-    """Nearest-neighbour doubling: "b h w c" -> "b 2h 2w c"."""
+    """Nearest-neighbor doubling: "b h w c" -> "b 2h 2w c"."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
@@ -161,12 +161,14 @@ class Upsample(nn.Module):
     @nn.compact
     @typecheck
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        conv = conv3x3(x.shape[-1], "conv", dtype=self.dtype, convolution=_doubled)
+        conv = conv3x3(
+            x.shape[-1], "conv", dtype=self.dtype, convolution=_convolve_doubled
+        )
         return conv(x)
 
 
-def _doubled(x: Array, kernel: Array, strides, padding, **options) -> Array:
-    """conv_general_dilated of the doubled picture, where its extent is never seen."""
+def _convolve_doubled(x: Array, kernel: Array, strides, padding, **options) -> Array:
+    """conv_general_dilated of the doubled image, without making it where possible."""
     if cpu_kernels.fits_doubled(x, kernel):
         return cpu_kernels.doubled_convolution(x, kernel)
     x = upsample2(x)
@@ -265,7 +267,7 @@ def attend(query: Array, key: Array, value: Array, mask: Array | None = None) ->
     )
 
 
-def normed_heads(query: Array, key: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+def normalize_heads(query: Array, key: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
     """RMS norm of every head's queries and keys "b n heads d", each with its own gain.
 
     q g / sqrt(mean_d q^2 + 1e-6): what attention takes the softmax of stays bounded by
@@ -300,7 +302,7 @@ class AttentionBlock(nn.Module):
         qkv = qkv.reshape(b, h * w, self.num_heads, 3, c // self.num_heads)
         query, key, value = (qkv[:, :, :, i] for i in range(3))
         if self.qk_norm:
-            query, key = normed_heads(query, key, self.dtype)
+            query, key = normalize_heads(query, key, self.dtype)
         out = attend(query, key, value).reshape(b, h, w, c)
         return x + conv1x1(c, "proj_out", dtype=self.dtype, init=zeros)(out)
 
@@ -342,7 +344,7 @@ class Attention(nn.Module):
         query = project("to_q", x)
         key, value = project("to_k", context), project("to_v", context)
         if self.qk_norm:
-            query, key = normed_heads(query, key, self.dtype)
+            query, key = normalize_heads(query, key, self.dtype)
         b, n, d = x.shape
         out = attend(query, key, value, mask).reshape(b, n, inner)
         return conv1x1(d, "to_out", dtype=self.dtype)(out)
@@ -389,10 +391,10 @@ class TransformerBlock(nn.Module):
 
 
 def region_mask(regions: Array, extent: tuple[int, int], tokens: int) -> Array:
-    """How much of the `tokens` of r texts a position sees: [0, 1] "b 1 hw tokens".
+    """Weights with which positions attend to the `tokens` of r texts: "b 1 hw tokens".
 
-    regions "b H W r" at a multiple of `extent`; a coarse position is in a region as far
-    as any of its cells is. One that is in none sees every text.
+    regions "b H W r" in [0, 1], at a multiple of `extent`; a coarse position takes the
+    maximum over its cells. A position outside all regions attends to every text.
     """
     b, height, width, r = regions.shape
     h, w = extent

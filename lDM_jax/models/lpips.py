@@ -1,4 +1,4 @@
-"""LPIPS: how far apart two pictures look to VGG16.
+"""LPIPS: how far apart two images look to VGG16.
 
     d(x, y) = sum_l mean_hw sum_c w_lc (u_l(x) - u_l(y))^2,  u_l = F_l / (|F_l| + 1e-10)
 
@@ -18,17 +18,17 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.models.layers import conv3x3
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
-# Mean and deviation of ImageNet's colours, moved from [0, 1] to [-1, 1].
+# Mean and deviation of ImageNet's colors, moved from [0, 1] to [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 UNIT_EPS = 1e-10
 
 
 class LPIPS(nn.Module):
-    """Pixels f32 [-1, 1] "b H W 3", twice -> distances f32 "b", 0 for equal pictures.
+    """Pixels f32 [-1, 1] "b H W 3", twice -> distances f32 "b", 0 for equal images.
 
     widths: of the convolutions, a tuple for each slice; 2x2 maxima lie between slices,
-    so a picture's sides are at least 2^(slices - 1) px. dtype is the convolutions';
-    norms and sums are f32. Differentiable by both pictures.
+    so an image's sides are at least 2^(slices - 1) px. dtype is the convolutions';
+    norms and sums are f32. Differentiable by both images.
     """
 
     widths: Sequence[Sequence[int]] = VGG16_WIDTHS
@@ -58,10 +58,10 @@ class LPIPS(nn.Module):
         least = 2 ** (len(self.widths) - 1)
         if min(x.shape[1:3]) < least:
             raise UserError(
-                f"LPIPS needs pictures of at least {least} px a side, not "
+                f"LPIPS needs images of at least {least} px a side, not "
                 f"{x.shape[1]} x {x.shape[2]}"
             )
-        # One after the other: of a picture without gradient nothing is then kept.
+        # Separately, so that nothing is stored for an image without a gradient.
         features = zip(self.heads, self.units(x), self.units(y), strict=True)
         return sum(head((u - v) ** 2).mean(axis=(1, 2, 3)) for head, u, v in features)
 
@@ -69,14 +69,14 @@ class LPIPS(nn.Module):
         """The activations after each slice, f32 of unit length over channels."""
         shift, scale = jnp.array([SHIFT, SCALE]).reshape(2, 1, 1, 1, 3)
         h = (x.astype(jnp.float32) - shift) / scale
-        convs, found = iter(self.convs), []
+        convs, units = iter(self.convs), []
         for index, widths in enumerate(self.widths):
             if index > 0:
                 h = nn.max_pool(h, (2, 2), (2, 2))
             for _ in widths:
                 h = nn.relu(next(convs)(h))
-            found.append(unit(h.astype(jnp.float32)))
-        return found
+            units.append(unit(h.astype(jnp.float32)))
+        return units
 
 
 def unit(features: Array) -> Array:

@@ -1,8 +1,8 @@
 """The time-conditional UNet: eps_theta(z_t, t, Cond) -> prediction.
 
 Owns the arrangement of blocks of `openaimodel.UNetModel`; the blocks are in `layers`.
-Knows nothing of diffusion: the prediction's meaning is `Process`'s affair. Published
-sizes live in configs/. Source: Rombach et al. 2022, appendix E.2, tables 12 to 15.
+Knows nothing of diffusion: `Process` gives the prediction its meaning. Published
+sizes are in configs/. Source: Rombach et al. 2022, appendix E.2, tables 12 to 15.
 """
 
 from collections.abc import Sequence
@@ -48,14 +48,14 @@ class UNet(nn.Module):
                      cross-attention reads Cond.context "b n context_width"
     transformer_depth  blocks of every spatial transformer; or one number a level, the
                      last one also for the middle, 0 meaning no attention there
-    linear_projections  what other programs call the transformers' outer projections;
-                     the same numbers here (`names` reads it)
+    linear_projections  whether diffusers stores the transformers' outer projections as
+                     linear layers; the arithmetic is the same (`interop` reads it)
     vector_width     0: Cond.vector "b 4*width" is added to the time embedding as it
                      is; else "b vector_width" through Linear-SiLU-Linear (SDXL)
     scale_shift, res_resample    as in the churches model
     qk_norm          RMS norm of every attention layer's queries and keys
-    remat            compute blocks again in the backward pass instead of keeping them;
-    remat_policy     what a block keeps all the same: "nothing", its matrix "products"
+    remat            recompute blocks in the backward pass instead of storing them
+    remat_policy     what a block stores all the same: "nothing", its matrix "products"
                      with parameters, or all "dots" (also attention's)
     """
 
@@ -138,7 +138,7 @@ class UNet(nn.Module):
         return h.astype(jnp.float32)
 
     def encode(self, z: Array, emb: Array, res, attend, train: bool):
-        """The way down and the middle: (features of the middle, what is kept)."""
+        """The down path and the middle block: (features of the middle, skips)."""
         h = conv3x3(self.width, "input_0_0", dtype=self.dtype)(z.astype(self.dtype))
         skips, index = [h], 1
         for level, mult in enumerate(self.width_mults):
@@ -160,7 +160,7 @@ class UNet(nn.Module):
         return res("middle_2", h.shape[-1])(h, emb, train), skips
 
     def block_makers(self, cond: Cond, train: bool):
-        """The two recurring blocks, with everything that never varies filled in."""
+        """Constructors of residual and attention blocks, fixed options bound."""
         del train
         block = ResBlock
         transformer, plain = SpatialTransformer, AttentionBlock

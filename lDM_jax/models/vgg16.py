@@ -1,4 +1,4 @@
-"""VGG16 up to its second dense layer: the features of the original precision, recall.
+"""VGG16 up to its second dense layer: features of the original precision, recall.
 
 Source: Simonyan and Zisserman 2015; Kynkaanniemi et al. 2019 for the use. Its
 convolutions also serve LPIPS (`models.lpips`), which reads them at five depths.
@@ -12,7 +12,7 @@ from lDM_jax.models.lpips import VGG16_WIDTHS
 
 SIZE_PX = 224
 DENSE = 4096
-# ImageNet's colours in [0, 1].
+# ImageNet's colors in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

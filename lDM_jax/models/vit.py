@@ -3,7 +3,7 @@
     DINOv2 ViT-L/14 (FD-DINOv2)   ViT(1024, 24, 16)
     CLIP ViT-L/14@336 (CMMD)      ViT(1024, 24, 16, side_px=336, **CLIP, projection=768)
 
-Both cut the picture into 14 px patches, put a class token before them, add learned
+Both cut the image into 14 px patches, put a class token before them, add learned
 positions, and run pre-norm blocks; the feature is the class token at the end. DINOv2
 scales every block's output by channel and was trained at 518 px, so that its positions
 are interpolated; CLIP norms once before the blocks and projects at the end. Everything
@@ -16,6 +16,7 @@ import numpy as np
 
 from lDM_jax.core.arrays import Array, Float, typecheck
 from lDM_jax.core.errors import UserError
+from lDM_jax.data.degrade import cubic
 from lDM_jax.models.clip_text import ACTIVATIONS
 from lDM_jax.models.layers import attend
 
@@ -57,7 +58,7 @@ class ViT(nn.Module):
     @typecheck
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         if x.shape[1:3] != (self.side_px, self.side_px):
-            raise UserError(f"pictures of {x.shape[1:3]}, not {self.side_px} px a side")
+            raise UserError(f"images of {x.shape[1:3]}, not {self.side_px} px a side")
         patch, grid = (self.patch_px,) * 2, self.side_px // self.patch_px
         cut = nn.Conv(
             self.width,
@@ -71,9 +72,9 @@ class ViT(nn.Module):
         h = cut(x).reshape(len(x), grid * grid, self.width)
         token = self.param("class_token", nn.initializers.zeros, (self.width,))
         shape = (1 + self.trained_grid**2, self.width)
-        places = self.param("positions", nn.initializers.normal(0.02), shape)
-        first = jnp.broadcast_to(token + places[0], (len(x), 1, self.width))
-        h = jnp.concatenate([first, h + self.positions(places[1:], grid)], axis=1)
+        table = self.param("positions", nn.initializers.normal(0.02), shape)
+        first = jnp.broadcast_to(token + table[0], (len(x), 1, self.width))
+        h = jnp.concatenate([first, h + self.resize_positions(table[1:], grid)], axis=1)
         if self.norm_first:
             h = self.norm("norm_first")(h)
         for index in range(self.depth):
@@ -83,15 +84,15 @@ class ViT(nn.Module):
             h = self.dense(self.projection, "projection", bias=False)(h)
         return h
 
-    def positions(self, places: Array, grid: int) -> Array:
-        """Those of the patches, "1 grid^2 width", by bicubic interpolation."""
+    def resize_positions(self, table: Array, grid: int) -> Array:
+        """Position embeddings "1 grid^2 width", by bicubic interpolation."""
         side = self.trained_grid
         if grid == side:
-            return places[None]
-        rows = interpolation(side, grid, self.interpolation_offset)
-        square = places.reshape(side, side, self.width)
-        found = jnp.einsum("ir,jc,rcd->ijd", rows, rows, square, precision="highest")
-        return found.reshape(1, grid * grid, self.width)
+            return table[None]
+        rows = interpolation_matrix(side, grid, self.interpolation_offset)
+        square = table.reshape(side, side, self.width)
+        resized = jnp.einsum("ir,jc,rcd->ijd", rows, rows, square, precision="highest")
+        return resized.reshape(1, grid * grid, self.width)
 
     def block(self, h: Array, index: int) -> Array:
         """h += scale attention(LN h); h += scale MLP(LN h)."""
@@ -100,12 +101,12 @@ class ViT(nn.Module):
         qkv = self.dense(3 * d, f"{name}_qkv")(self.norm(f"{name}_norm1")(h))
         qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
         out = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(b, n, d)
-        h = h + self.scaled(self.dense(d, f"{name}_out")(out), f"{name}_scale1")
+        h = h + self.scale_channels(self.dense(d, f"{name}_out")(out), f"{name}_scale1")
         inner = self.dense(4 * d, f"{name}_fc1")(self.norm(f"{name}_norm2")(h))
         inner = self.dense(d, f"{name}_fc2")(ACTIVATIONS[self.activation](inner))
-        return h + self.scaled(inner, f"{name}_scale2")
+        return h + self.scale_channels(inner, f"{name}_scale2")
 
-    def scaled(self, h: Array, name: str) -> Array:
+    def scale_channels(self, h: Array, name: str) -> Array:
         """h times a number a channel, where the network has them."""
         if not self.layer_scale:
             return h
@@ -121,16 +122,13 @@ class ViT(nn.Module):
         return nn.Dense(width, use_bias=bias, precision="highest", name=name)
 
 
-def interpolation(size: int, target: int, offset: float) -> np.ndarray:
+def interpolation_matrix(size: int, target: int, offset: float) -> np.ndarray:
     """f32 "target size": bicubic (a = -0.75) at (i + 1/2) size / (target + offset) -
     1/2, not antialiased, the border repeated: torch's interpolate."""
-    place = (np.arange(target) + 0.5) * size / (target + offset) - 0.5
-    taps = np.floor(place)[:, None] + np.arange(-1, 3)
-    d, a = np.abs(taps - place[:, None]), -0.75
-    near = ((a + 2) * d - (a + 3)) * d**2 + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
+    center = (np.arange(target) + 0.5) * size / (target + offset) - 0.5
+    taps = np.floor(center)[:, None] + np.arange(-1, 3)
+    weights = cubic(np.abs(taps - center[:, None]), a=-0.75)
     matrix = np.zeros((target, size))
     columns = np.clip(taps, 0, size - 1).astype(int)
-    weights = np.where(d <= 1, near, far)
     np.add.at(matrix, (np.arange(target)[:, None], columns), weights)
     return matrix.astype(np.float32)

@@ -18,7 +18,7 @@ Reading order: reading, the last line of the report, flags.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -32,8 +32,8 @@ from lDM_jax.interop.diffusers import write as to_diffusers
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
 from lDM_jax.interop.original import write as to_original
+from lDM_jax.tools import make_main
 from lDM_jax.weights import torch_file
-from lDM_jax.weights.checkpoint import quiet_orbax
 
 PROGRAMS = ("diffusers", "original")
 
@@ -56,11 +56,11 @@ def read_original(checkpoint: str, config: str, **options) -> Converted:
 
 def write_original(model: str, out: str) -> list[str]:
     """A model of ours as a checkpoint of the original program; the report's lines."""
-    found = to_original.export(model)
-    text = yaml.safe_dump({"model": found.model}, sort_keys=False)
-    files = {"model.safetensors": found.tensors, "config.yaml": text}
+    original = to_original.export(model)
+    text = yaml.safe_dump({"model": original.model}, sort_keys=False)
+    files = {"model.safetensors": original.tensors, "config.yaml": text}
     to_diffusers.write(files, out)
-    return [*found.report, f"wrote {out}"]
+    return [*original.report, f"wrote {out}"]
 
 
 def write_diffusers(model: str, out: str) -> list[str]:
@@ -90,45 +90,41 @@ def describe(config: Mapping) -> str:
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--checkpoint", help="file of the original program")
+    parser.add_argument("--config", help="its YAML")
+    pair = dict(nargs=2, metavar=("PROGRAM", "DIR"))
+    parser.add_argument("--from", dest="source", **pair, help="read: diffusers DIR")
+    parser.add_argument(
+        "--to", dest="target", **pair, help="write: diffusers DIR, or original DIR"
     )
-    main.add_argument("--checkpoint", help="file of the original program")
-    main.add_argument("--config", help="its YAML")
-    way = dict(nargs=2, metavar=("PROGRAM", "DIR"))
-    main.add_argument("--from", dest="source", **way, help="read: diffusers DIR")
-    main.add_argument(
-        "--to", dest="target", **way, help="write: diffusers DIR, or original DIR"
-    )
-    main.add_argument("--model", help="ours: shipped name, work or weights directory")
-    main.add_argument("--out", help="directory to write")
-    main.add_argument("--half", action="store_true", help="store f16")
-    main.add_argument(
+    parser.add_argument("--model", help="ours: shipped name, work or weights directory")
+    parser.add_argument("--out", help="directory to write")
+    parser.add_argument("--half", action="store_true", help="store f16")
+    parser.add_argument(
         "--weights",
         choices=("ema", "raw"),
         default="",
         help="averaged or trained weights (default: averaged where there are some)",
     )
-    main.add_argument(
+    parser.add_argument(
         "--heads",
         choices=original_settings.HEADS,
         default="auto",
         help="where spatial transformers meet num_head_channels: 1 head (release), "
         "channels / num_head_channels (head), or as the released models want it (auto)",
     )
-    main.add_argument("--scale", type=float, help="latent scale, where you know it")
-    return main
+    parser.add_argument("--scale", type=float, help="latent scale, where you know it")
 
 
-def run(args: argparse.Namespace) -> list[str]:
-    """Do what the flags say; the lines to print."""
-    for way, valid in ((args.source, PROGRAMS[:1]), (args.target, PROGRAMS)):
-        if way and way[0] not in valid:
-            raise UserError(f"program {way[0]!r} is unknown; valid: {', '.join(valid)}")
+def run(args: argparse.Namespace) -> str:
+    """Convert what the flags name; returns the report."""
+    for pair, valid in ((args.source, PROGRAMS[:1]), (args.target, PROGRAMS)):
+        if pair and pair[0] not in valid:
+            raise UserError(
+                f"program {pair[0]!r} is unknown; valid: {', '.join(valid)}"
+            )
     if [args.checkpoint, args.source, args.target].count(None) != 2:
         raise UserError("give exactly one of --checkpoint, --from and --to")
     if args.target:
@@ -136,7 +132,7 @@ def run(args: argparse.Namespace) -> list[str]:
             raise UserError("--to needs --model")
         converted.check_free(args.target[1])
         write = write_diffusers if args.target[0] == "diffusers" else write_original
-        return write(args.model, args.target[1])
+        return "\n".join(write(args.model, args.target[1]))
     if not args.out:
         raise UserError("give --out, the directory to write")
     if args.checkpoint and not args.config:
@@ -145,26 +141,16 @@ def run(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--scale={args.scale} should be a positive number")
     converted.check_free(args.out)
     if args.source:
-        found = from_diffusers.read(args.source[1], scale=args.scale)
+        model = from_diffusers.read(args.source[1], scale=args.scale)
     else:
         options = dict(weights=args.weights, heads=args.heads, scale=args.scale)
-        found = read_original(args.checkpoint, args.config, **options)
-    converted.write_ours(found, args.out, half=args.half)
-    lines = [describe(part.config) for part in found.parts.values()]
-    return [*found.report, *lines, f"wrote {args.out}"]
+        model = read_original(args.checkpoint, args.config, **options)
+    converted.write_ours(model, args.out, half=args.half)
+    lines = [describe(part.config) for part in model.parts.values()]
+    return "\n".join([*model.report, *lines, f"wrote {args.out}"])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    quiet_orbax()
-    try:
-        lines = run(args)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"convert: error: {' '.join(str(error).split())}\n")
-        return 2
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    return 0
-
+main = make_main("convert", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,9 +6,9 @@
         --config.data.source=latents --config.data.path=LATENTS \\
         --config.first_stage.path=FIRST_STAGE
 
-Training then reads moments instead of encoding pictures. All devices of a host work,
+Training then reads moments instead of encoding images. All devices of a host work,
 and all hosts that share --out (--process 0/4 ... 3/4, where JAX does not know of them).
-The same command goes on after a kill and writes the same files. Pictures that cannot be
+The same command continues after a kill and writes the same files. Images that cannot be
 used are left out and listed in LATENTS/bad_examples.jsonl. A config that mirrors gets a
 mirrored copy of everything; random crops, degradations and several captions are drawn
 --draws times (config.data.cache_draws, or once) and then stay as they are. --embeddings
@@ -16,26 +16,21 @@ also stores what a frozen text tower makes of the captions.
 """
 
 import argparse
-import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents_cache import DTYPES, write_plan
 from lDM_jax.from_config import datasets, encode_latents, networks
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.weights.checkpoint import quiet_orbax
-
-log = logging.getLogger(__name__)
+from lDM_jax.tools import log_to_stdout, make_main
 
 
-def process_of(text: str | None) -> tuple[int, int]:
-    """ "2/4" -> (2, 4); None is what JAX says. UserError for other texts."""
+def parse_process(text: str | None) -> tuple[int, int]:
+    """ "2/4" -> (2, 4); None asks JAX. UserError for other texts."""
     if text is None:
         return jax.process_index(), jax.process_count()
     try:
@@ -47,12 +42,14 @@ def process_of(text: str | None) -> tuple[int, int]:
     return index, count
 
 
-def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
-    """Encode every split of `args`; see the module."""
+def run(args: argparse.Namespace) -> None:
+    """Encode every split of the flags; see the module."""
+    log_to_stdout()
+    config, out = read_config(args.config, args.changes), Path(args.out)
     if config.stage != "diffusion":
         raise UserError("a latents cache is made for a second stage's config")
     if config.data.source == "latents":
-        raise UserError("config.data.source is 'latents' already: give pictures")
+        raise UserError("config.data.source is 'latents' already: give images")
     encode_latents.check_task(config)
     codec, params = networks.first_stage(config)
     networks.check_pixels(config, codec.factor)
@@ -66,10 +63,13 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
         config, frozen, splits, embeddings=args.embeddings, **options
     )
     write_plan(out, plan)
-    process, most = process_of(args.process), config.data.get("max_bad_share", 1.0)
+    process, max_share = (
+        parse_process(args.process),
+        config.data.get("max_bad_share", 1.0),
+    )
     for name, source in splits.items():
         tail = f".{process[0]}" if process[0] else ""
-        listed = out / name / f"bad_examples{tail}.jsonl"
+        bad_file = out / name / f"bad_examples{tail}.jsonl"
         encode_latents.write_split(
             out,
             plan,
@@ -81,49 +81,30 @@ def encode(config: ConfigDict, out: Path, args: argparse.Namespace) -> None:
             tower=tower and (tower.network.apply, frozen["text"]),
             batch_size=args.batch_size,
             num_workers=config.data.num_workers,
-            ledger=Ledger(len(source), path=listed, max_share=most),
+            ledger=Ledger(len(source), path=bad_file, max_share=max_share),
             process=process,
         )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.encode_latents",
-        description=__doc__.splitlines()[0],
-    )
-    main.add_argument("--config", required=True, help="file, also with :argument")
-    main.add_argument(
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--config", required=True, help="file, also with :argument")
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes"
     )
-    main.add_argument("--out", required=True, help="directory of the cache")
-    main.add_argument("--splits", default="train,validation")
-    main.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
-    main.add_argument("--draws", type=int, help="of each random transform")
-    main.add_argument(
+    parser.add_argument("--out", required=True, help="directory of the cache")
+    parser.add_argument("--splits", default="train,validation")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
+    parser.add_argument("--draws", type=int, help="of each random transform")
+    parser.add_argument(
         "--embeddings", action="store_true", help="also of a frozen text tower"
     )
-    main.add_argument("--batch_size", type=int, default=32, help="of this host")
-    main.add_argument("--shard_size", type=int, default=1024)
-    main.add_argument("--process", metavar="INDEX/COUNT", help="this host's share")
-    return main
+    parser.add_argument("--batch_size", type=int, default=32, help="of this host")
+    parser.add_argument("--shard_size", type=int, default=1024)
+    parser.add_argument("--process", metavar="INDEX/COUNT", help="this host's share")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
-    )
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    quiet_orbax()
-    try:
-        config = read_config(args.config, args.changes)
-        encode(config, Path(args.out), args)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"encode_latents: error: {' '.join(str(error).split())}\n")
-        return 2
-    return 0
-
+main = make_main("encode_latents", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

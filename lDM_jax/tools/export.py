@@ -3,14 +3,13 @@
     python -m lDM_jax.tools.export --workdir runs/emoji --out emoji [--half]
 
 Writes the EMA weights as safetensors with their config. A first stage gets stored
-beside it, from the first pictures of its training data: its latent scale, 1 / std of
+beside it, from the first images of its training data: its latent scale, 1 / std of
 their latents (a number, or one a channel with --per_channel_scale), and `latent_rgb`,
 the matrix of previews (`lDM_jax.sampling.preview`).
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,12 +18,13 @@ from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
+from lDM_jax.data.sources import First
 from lDM_jax.diffusion.codec import Codec, latent_scale
 from lDM_jax.from_config import networks
 from lDM_jax.sampling import preview
+from lDM_jax.tools import make_main
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
-from lDM_jax.weights.checkpoint import quiet_orbax
 
 
 def export(
@@ -32,42 +32,35 @@ def export(
 ) -> None:
     """Write `out` from the newest whole checkpoint of `workdir`."""
     config, params = networks.load_trained(workdir)
-    plain = config.to_dict()
+    fields = config.to_dict()
     if config.stage == "autoencoder":
-        plain |= measure(config, params, per_channel=per_channel_scale)
+        fields |= measure(config, params, per_channel=per_channel_scale)
     elif per_channel_scale:
         raise UserError(f"{workdir} is no first stage: it has no latent scale to store")
-    weights_directory.save(Path(out), plain, params, half=half)
+    weights_directory.save(Path(out), fields, params, half=half)
 
 
 def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> dict:
     """{"latent_scale", "latent_rgb"} over the first images of the training split."""
     codec = Codec(networks.autoencoder(config.autoencoder))
-    pictures = first_pictures(config, experiment.SCALE_SAMPLE_IMAGES)
-    moments = jax.jit(codec.moments)
-    found = np.concatenate([moments(params, batch) for batch in pictures])
-    scale = latent_scale(codec, found, jax.random.key(0), per_channel=per_channel)
-    matrix = preview.fit(codec, params, pictures)
+    images = first_images(config, experiment.SCALE_SAMPLE_IMAGES)
+    encode = jax.jit(codec.moments)
+    moments = np.concatenate([encode(params, batch) for batch in images])
+    scale = latent_scale(codec, moments, jax.random.key(0), per_channel=per_channel)
+    matrix = preview.fit(codec, params, images)
     return {"latent_scale": scale, "latent_rgb": matrix.tolist()}
 
 
-def first_pictures(config: ConfigDict, limit: int) -> list[np.ndarray]:
-    """Batches f32 "b S S 3" of the training split, `limit` pictures together."""
-    data, row = experiment.source(config, "train"), experiment.transform(config)
-    found, count = [], 0
-    for batch in data_pipeline.batches_once(data, row, batch_size=32):
-        real = batch["image"][batch["weight"] > 0]
-        found.append(real[: limit - count])
-        count += len(found[-1])
-        if count == limit:
-            break
-    return found
+def first_images(config: ConfigDict, limit: int) -> list[np.ndarray]:
+    """Batches f32 "b S S 3" of the first `limit` examples of the training split."""
+    source = First(experiment.source(config, "train"), limit)
+    row = experiment.transform(config)
+    batches = data_pipeline.batches_once(source, row, batch_size=32)
+    return [batch["image"][batch["weight"] > 0] for batch in batches]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.export", description=__doc__.splitlines()[0]
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--half", action="store_true", help="store f16")
@@ -76,16 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="store one latent scale a channel instead of one for all",
     )
-    args = parser.parse_args(argv)
-    quiet_orbax()
-    options = dict(half=args.half, per_channel_scale=args.per_channel_scale)
-    try:
-        export(args.workdir, args.out, **options)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"export: error: {' '.join(str(error).split())}\n")
-        return 2
-    return 0
 
+
+def run(args: argparse.Namespace) -> None:
+    """Export what the flags name."""
+    options = dict(half=args.half, per_channel_scale=args.per_channel_scale)
+    export(args.workdir, args.out, **options)
+
+
+main = make_main("export", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

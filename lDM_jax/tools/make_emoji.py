@@ -1,15 +1,15 @@
-"""Make assets/emoji.array_record from a colour emoji font and Unicode's list of names.
+"""Make assets/emoji.array_record from a color emoji font and Unicode's list of names.
 
     python -m lDM_jax.tools.make_emoji --font NotoColorEmoji.ttf \\
         --names emoji-test.txt --out lDM_jax/assets/emoji.array_record
 
 The shipped file was made from Debian 12's packages fonts-noto-color-emoji (Noto Color
-Emoji 2.042, SIL OFL 1.1) and unicode-data (emoji-test.txt 15.0, Unicode licence). The
+Emoji 2.042, SIL OFL 1.1) and unicode-data (emoji-test.txt 15.0, Unicode license). The
 same inputs give the same bytes.
 
 A sequence of code points becomes one glyph through the font's own tables: `cmap` gives
 a glyph a code point, a ligature of `GSUB` replaces the whole row of glyphs by one. The
-picture is that glyph's PNG in `CBDT`, byte for byte.
+image is that glyph's PNG in `CBDT`, byte for byte.
 
 Owns the writing side of the record format; `lDM_jax/data/sources.py` reads it:
 
@@ -29,6 +29,10 @@ from typing import NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from fontTools.ttLib import TTFont, TTLibError
+
+from lDM_jax.core.errors import UserError
+from lDM_jax.core.files import replacing
+from lDM_jax.tools import make_main
 
 VARIATION_SELECTOR = 0xFE0F
 LIGATURE, EXTENSION = 4, 7
@@ -100,7 +104,7 @@ class Font:
             raise ValueError(f"{path} has no table {missing[0]}: not a CBDT emoji font")
         self.characters = font.getBestCmap()
         self.ligatures = read_ligatures(font)
-        self.pictures = font["CBDT"].strikeData[0]
+        self.glyphs = font["CBDT"].strikeData[0]
 
     def glyph(self, codepoints: list[int]) -> str | None:
         """The single glyph of a sequence, or None where the font has no such glyph."""
@@ -110,12 +114,12 @@ class Font:
         return row[0] if len(row) == 1 else self.ligatures.get(row)
 
     def png(self, codepoints: list[int]) -> bytes | None:
-        """The picture of a sequence, tried as it stands and then without FE0F."""
+        """The image of a sequence, tried as it stands and then without FE0F."""
         bare = [point for point in codepoints if point != VARIATION_SELECTOR]
         for candidate in (codepoints, bare):
-            picture = self.pictures.get(self.glyph(candidate))
-            if picture is not None and picture.imageData.startswith(PNG_SIGNATURE):
-                return picture.imageData
+            glyph = self.glyphs.get(self.glyph(candidate))
+            if glyph is not None and glyph.imageData.startswith(PNG_SIGNATURE):
+                return glyph.imageData
         return None
 
 
@@ -129,57 +133,55 @@ def encode_record(name: Name, png: bytes) -> bytes:
     return struct.pack("<I", len(header)) + header + png
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--font", required=True, help="a font with CBDT images")
+    parser.add_argument("--names", required=True, help="Unicode's emoji-test.txt")
+    parser.add_argument("--out", required=True, help="the ArrayRecord file to write")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Write the data set; returns its counts as JSON."""
+    try:
+        report = make(args.font, args.names, out=args.out)
+    except (RuntimeError, TTLibError, ValueError) as error:
+        raise UserError(str(error)) from None
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
 def make(font: str | Path, names: str | Path, *, out: str | Path) -> dict:
     """Write the data set; returns counts: written, without a glyph, groups, splits.
 
     Raises ValueError when `font` or `names` is another kind of file, and OSError,
     RuntimeError or TTLibError from the libraries; then no file is left.
     """
-    pictures = Font(font)
+    images = Font(font)
     entries = list(read_names(Path(names).read_text(encoding="utf-8")))
     if not entries:
         raise ValueError(f"{names} names no fully-qualified emoji: not emoji-test.txt")
-    missing, written = [], []
-    partial = Path(out).with_name(f".{Path(out).name}.partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    try:
+    missing, records = [], []
+    with replacing(Path(out)) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for name in entries:
-            png = pictures.png([int(point, 16) for point in name.codepoints.split()])
+            png = images.png([int(point, 16) for point in name.codepoints.split()])
             if png is None:
                 missing.append(name.caption)
                 continue
             writer.write(encode_record(name, png))
-            written.append((name, png))
+            records.append((name, png))
         writer.close()
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     return {
-        "written": len(written),
+        "written": len(records),
         "without a glyph": missing,
-        "distinct pictures": len({png for _, png in written}),
-        "groups": len({name.group for name, _ in written}),
-        "subgroups": len({name.subgroup for name, _ in written}),
-        "splits": dict(Counter(split_of(name.codepoints) for name, _ in written)),
+        "distinct images": len({png for _, png in records}),
+        "groups": len({name.group for name, _ in records}),
+        "subgroups": len({name.subgroup for name, _ in records}),
+        "splits": dict(Counter(split_of(name.codepoints) for name, _ in records)),
         "bytes": Path(out).stat().st_size,
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; exit code 2 with one line when an input cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--font", required=True, help="a font with CBDT pictures")
-    parser.add_argument("--names", required=True, help="Unicode's emoji-test.txt")
-    parser.add_argument("--out", required=True, help="the ArrayRecord file to write")
-    flags = parser.parse_args(argv)
-    try:
-        report = make(flags.font, flags.names, out=flags.out)
-    except (OSError, RuntimeError, TTLibError, ValueError) as error:
-        sys.stderr.write(f"make_emoji: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    return 0
-
+main = make_main("make_emoji", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,59 +11,45 @@ from the one asked for.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lDM_jax.core.errors import UserError
+from lDM_jax.tools import make_main
 from lDM_jax.training.posthoc_ema import reconstruct
 from lDM_jax.weights import directory as weights_directory
-from lDM_jax.weights.checkpoint import quiet_orbax
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Write --out; what was done, for people and programs."""
-    stored = weights_directory.read_config(Path(args.workdir))
-    config = ConfigDict(stored)
-    stds = tuple(config.get("train", {}).get("ema_stds", ()))
-    found = reconstruct(args.workdir, stds, args.std, args.step)
-    config.train.ema_std = args.std
-    weights_directory.save(
-        Path(args.out), config.to_dict(), found.params, half=args.half
-    )
-    return {
-        "std": args.std,
-        "step": found.step,
-        "averages": found.used,
-        "distance": round(found.distance, 5),
-        "out": args.out,
-    }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.reconstruct_ema",
-        description=__doc__.splitlines()[0],
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--std", type=float, required=True, help="width, e.g. 0.07")
     parser.add_argument("--step", type=int, help="default: the last stored one")
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--half", action="store_true", help="store f16")
-    args = parser.parse_args(argv)
-    quiet_orbax()
-    try:
-        result = run(args)
-    except (UserError, OSError) as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"reconstruct_ema: error: {line}\n")
-        return 2
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
 
+
+def run(args: argparse.Namespace) -> dict:
+    """Write --out; returns what was done, for people and programs."""
+    stored = weights_directory.read_config(Path(args.workdir))
+    config = ConfigDict(stored)
+    stds = tuple(config.get("train", {}).get("ema_stds", ()))
+    average = reconstruct(args.workdir, stds, args.std, args.step)
+    config.train.ema_std = args.std
+    weights_directory.save(
+        Path(args.out), config.to_dict(), average.params, half=args.half
+    )
+    return {
+        "std": args.std,
+        "step": average.step,
+        "averages": average.used,
+        "distance": round(average.distance, 5),
+        "out": args.out,
+    }
+
+
+main = make_main("reconstruct_ema", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.from_config.config_file import read_config
+from lDM_jax.tools import make_main
 from lDM_jax.training.report import read_metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -28,19 +29,21 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 def split_values(text: str) -> list[str]:
     """ "1,(2,3)" -> ["1", "(2,3)"]: commas inside brackets do not separate."""
-    found, depth = [""], 0
+    parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([") - (letter in ")]")
         if letter == "," and depth == 0:
-            found.append("")
+            parts.append("")
         else:
-            found[-1] += letter
-    return found
+            parts[-1] += letter
+    return parts
 
 
 def combinations(over: Sequence[str]) -> list[dict[str, str]]:
-    """["a=1,2", "b=3"] -> [{"a": "1", "b": "3"}, {"a": "2", "b": "3"}]. UserError for
-    what is no KEY=VALUE,..., and for a key given twice."""
+    """["a=1,2", "b=3"] -> [{"a": "1", "b": "3"}, {"a": "2", "b": "3"}].
+
+    UserError unless each is KEY=VALUE,... and no key comes twice.
+    """
     axes: dict[str, list[str]] = {}
     for text in over:
         key, equals, values = text.partition("=")
@@ -54,9 +57,9 @@ def combinations(over: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def name_of(run: dict[str, str]) -> str:
-    """The folder of a run: "learning_rate=3e-4,seed=0", with as much of a key as tells
-    it from the others."""
+def run_name(run: dict[str, str]) -> str:
+    """The folder of a run: "learning_rate=3e-4,seed=0", with full keys if their last
+    parts are not unique."""
     ends = [key.rsplit(".", 1)[-1] for key in run]
     short = len(set(ends)) == len(ends)
     names = ends if short else list(run)
@@ -64,7 +67,7 @@ def name_of(run: dict[str, str]) -> str:
     return ",".join(words).replace("/", "_").replace(" ", "")
 
 
-def share_of(text: str) -> tuple[int, int]:
+def parse_share(text: str) -> tuple[int, int]:
     """ "0/4" -> (0, 4). UserError for anything else."""
     index, _, count = text.partition("/")
     if index.isdigit() and count.isdigit() and int(index) < int(count):
@@ -72,8 +75,13 @@ def share_of(text: str) -> tuple[int, int]:
     raise UserError(f"--share {text}: write INDEX/COUNT with 0 <= INDEX < COUNT")
 
 
+def changes(args: argparse.Namespace, values: dict[str, str]) -> list[str]:
+    """The KEY=VALUE of --set and of one run."""
+    return [*args.set, *(f"{key}={value}" for key, value in values.items())]
+
+
 def train(command: list[str]) -> int:
-    """Run train.py; a signal to this program goes on to it, so that it saves."""
+    """Run train.py; it gets the signals that this program gets, so that it saves."""
     child = subprocess.Popen(command)
     stopped: list[int] = []
 
@@ -95,15 +103,17 @@ def train(command: list[str]) -> int:
 
 def last_figures(workdir: Path) -> dict:
     """{"step": ..., "eval_...": ...}: the newest of each held-out figure of a run."""
-    found: dict = {}
+    figures: dict = {}
     for line in read_metrics(workdir / "metrics.jsonl"):
-        found |= {k: v for k, v in line.items() if k == "step" or k.startswith("eval_")}
-    return {name: value for name, value in found.items() if "/" not in name}
+        figures |= {
+            k: v for k, v in line.items() if k == "step" or k.startswith("eval_")
+        }
+    return {name: value for name, value in figures.items() if "/" not in name}
 
 
 def table(folder: Path, runs: Sequence[dict[str, str]]) -> str:
-    """Markdown: a line a run, "-" where nothing is measured yet."""
-    figures = [last_figures(folder / name_of(run)) for run in runs]
+    """Markdown: one line per run, "-" where nothing is measured yet."""
+    figures = [last_figures(folder / run_name(run)) for run in runs]
     names = list(dict.fromkeys(name for row in figures for name in row))
     keys = list(runs[0])
     lines = [f"| {' | '.join([*keys, *names])} |", "|" + "---|" * len([*keys, *names])]
@@ -113,16 +123,27 @@ def table(folder: Path, runs: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def sweep(args: argparse.Namespace) -> int:
-    """Train what is left, write the table; the number of runs that failed."""
-    runs, (index, count) = combinations(args.over), share_of(args.share)
-    for run in runs:  # before the first is trained
-        read_config(args.config, [*args.set, *(f"{k}={v}" for k, v in run.items())])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--config", required=True, help="file, also with :argument")
+    parser.add_argument("--workdir", required=True, help="folder of the runs")
+    parser.add_argument(
+        "--over", action="append", required=True, metavar="KEY=VALUE,..."
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--share", default="0/1", metavar="INDEX/COUNT")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is left, write the table; returns 1 if a run failed, else 0."""
+    runs, (index, count) = combinations(args.over), parse_share(args.share)
+    for values in runs:  # before the first is trained
+        read_config(args.config, changes(args, values))
     folder, failed = Path(args.workdir), []
-    for run in () if args.table else runs[index::count]:
-        workdir = folder / name_of(run)
-        changes = [*args.set, *(f"{key}={value}" for key, value in run.items())]
-        flags = [f"--config.{change}" for change in changes]
+    for values in () if args.table else runs[index::count]:
+        workdir = folder / run_name(values)
+        flags = [f"--config.{change}" for change in changes(args, values)]
         command = [sys.executable, str(TRAIN), f"--config={args.config}", *flags]
         if train([*command, f"--workdir={workdir}"]):
             failed.append(workdir.name)
@@ -132,28 +153,10 @@ def sweep(args: argparse.Namespace) -> int:
     sys.stdout.write(text + "\n")
     for name in failed:
         sys.stderr.write(f"sweep_train: {name} failed, see its log above\n")
-    return len(failed)
+    return 1 if failed else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m lDM_jax.tools.sweep_train", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--config", required=True, help="file, also with :argument")
-    parser.add_argument("--workdir", required=True, help="folder of the runs")
-    parser.add_argument(
-        "--over", action="append", required=True, metavar="KEY=VALUE,..."
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--share", default="0/1", metavar="INDEX/COUNT")
-    parser.add_argument("--table", action="store_true", help="train nothing")
-    args = parser.parse_args(argv)
-    try:
-        return 1 if sweep(args) else 0
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"sweep_train: error: {' '.join(str(error).split())}\n")
-        return 2
-
+main = make_main("sweep_train", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,15 +2,13 @@
 
     python -m lDM_jax.tools.train_emoji_features --out features.safetensors
 
-Classifies the 99 subgroups of the embedded training emoji on white or coloured ground,
+Classifies the 99 subgroups of the embedded training emoji on white or colored ground,
 mirrored, shifted, tinted and noisy. `assets/emoji_features.safetensors` (f16) was made
 by this command with its defaults; its last line tells the accuracy on held-out emoji.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,9 +17,9 @@ import numpy as np
 import optax
 
 from lDM_jax.core.arrays import Array
-from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.models.emoji_features import SIZE_PX, EmojiFeatures
+from lDM_jax.tools import make_main
 from lDM_jax.weights import directory as weights_directory
 from lDM_jax.weights.name_maps import Lazy, as_lazy
 
@@ -31,22 +29,24 @@ PEAK_RATE = 4e-3
 
 def augment(key: Array, pixels: Array) -> Array:
     """uint8 RGBA "S S 4" -> f32 [-1, 1] "S S 3", changed at random."""
-    flip, where, ground, colour, tint, bright, noise = jax.random.split(key, 7)
+    flip, where, ground, color, tint, bright, noise = jax.random.split(key, 7)
     x = pixels.astype(jnp.float32) / 255
     x = jnp.where(jax.random.bernoulli(flip), x[:, ::-1], x)
     padded = jnp.pad(x, ((SHIFT_PX, SHIFT_PX), (SHIFT_PX, SHIFT_PX), (0, 0)))
     top, left = jax.random.randint(where, (2,), 0, 2 * SHIFT_PX + 1)
     x = jax.lax.dynamic_slice(padded, (top, left, 0), x.shape)
-    drawn = jax.random.uniform(colour, (1, 1, 3))
-    behind = jnp.where(jax.random.bernoulli(ground, 0.3), drawn, jnp.ones((1, 1, 3)))
-    x = x[:, :, 3:] * x[:, :, :3] + (1 - x[:, :, 3:]) * behind
+    random_color = jax.random.uniform(color, (1, 1, 3))
+    background = jnp.where(
+        jax.random.bernoulli(ground, 0.3), random_color, jnp.ones((1, 1, 3))
+    )
+    x = x[:, :, 3:] * x[:, :, :3] + (1 - x[:, :, 3:]) * background
     x = 2 * x - 1
     x = x * jax.random.uniform(tint, (1, 1, 3), minval=0.8, maxval=1.2)
     x = x + 0.15 * jax.random.normal(bright, (1, 1, 1))
     return jnp.clip(x + 0.05 * jax.random.normal(noise, x.shape), -1.0, 1.0)
 
 
-def plain(pixels: Array) -> Array:
+def on_white(pixels: Array) -> Array:
     """uint8 RGBA "n S S 4" on white, f32 [-1, 1] "n S S 3"."""
     x = pixels.astype(jnp.float32) / 255
     return 2 * (x[..., 3:] * x[..., :3] + (1 - x[..., 3:])) - 1
@@ -71,10 +71,10 @@ def train(steps: int, batch_size: int, seed: int, report=lambda text: None) -> d
     @jax.jit
     def step(params, state, key):
         rows, change = jax.random.split(key)
-        chosen = jax.random.randint(rows, (batch_size,), 0, len(pixels))
+        indices = jax.random.randint(rows, (batch_size,), 0, len(pixels))
         keys = jax.random.split(change, batch_size)
-        x = jax.vmap(augment)(keys, pixels[chosen])
-        value, grads = jax.value_and_grad(loss)(params, x, labels[chosen])
+        x = jax.vmap(augment)(keys, pixels[indices])
+        value, grads = jax.value_and_grad(loss)(params, x, labels[indices])
         updates, state = chain.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
@@ -93,34 +93,30 @@ def accuracy(params: dict, split: str) -> float:
     apply, right = jax.jit(EmojiFeatures().apply), 0
     for start in range(0, len(source), 64):
         indices = range(start, min(start + 64, len(source)))
-        x = plain(np.stack([source[i]["image"] for i in indices]))
+        x = on_white(np.stack([source[i]["image"] for i in indices]))
         logits = apply({"params": params}, x)["logits"]
         right += int((logits.argmax(1) == source.labels[start : start + 64]).sum())
     return right / len(source)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
     parser.add_argument("--out", required=True, help="the safetensors file, f16")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    try:
-        params = train(args.steps, args.batch, args.seed, sys.stderr.write)
-        lazy: dict[str, Lazy] = {"/".join(k): v for k, v in as_lazy(params).items()}
-        weights_directory.write_tensors(
-            Path(args.out), lazy, dtype=np.dtype(np.float16)
-        )
-        shares = {
-            split: round(accuracy(params, split), 4) for split in ("train", "test")
-        }
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"train_emoji_features: error: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps({"steps": args.steps, "accuracy": shares}) + "\n")
-    return 0
 
+
+def run(args: argparse.Namespace) -> dict:
+    """Train, write the file; returns the accuracy on both splits."""
+    params = train(args.steps, args.batch, args.seed, sys.stderr.write)
+    lazy: dict[str, Lazy] = {"/".join(k): v for k, v in as_lazy(params).items()}
+    weights_directory.write_tensors(Path(args.out), lazy, dtype=np.dtype(np.float16))
+    shares = {split: round(accuracy(params, split), 4) for split in ("train", "test")}
+    return {"steps": args.steps, "accuracy": shares}
+
+
+main = make_main("train_emoji_features", __doc__, arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

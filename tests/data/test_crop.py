@@ -1,6 +1,6 @@
-"""Squares from pictures: PIL's own operations, torch's interpolation, coordinates.
+"""Squares from images: PIL's own operations, torch's interpolation, coordinates.
 
-In a picture whose channels are its coordinates every pixel says where it comes from.
+In an image whose channels are its coordinates every pixel says where it comes from.
 """
 
 import numpy as np
@@ -90,7 +90,7 @@ def test_shorter_side_first_then_the_place():
     "kind, resize_px", [("center", 0), ("center", 40), ("random", 50)]
 )
 def test_maps_masks_and_boxes_stay_with_their_pixels(kind, resize_px):
-    """A white box in the picture is where its label, its mask and its layout say."""
+    """A white box in the image is where its label, its mask and its layout say."""
     picture = np.zeros((60, 100, 3), np.uint8)
     picture[12:36, 40:70] = 255
     labels = (picture[:, :, 0] > 0).astype(np.int32)
@@ -146,9 +146,9 @@ def test_what_fits_is_untouched_and_settings_are_checked():
     example = {"image": noise(16, 16), "layout": [(1, (0, 0, 1, 1))]}
     assert Crop(16)(example, rng()) is example
     assert Crop(16, "random")(example, rng()) is example
-    with pytest.raises(UserError, match="crop 'left' is unknown; valid: center, rand"):
+    with pytest.raises(UserError, match="crop is 'left'; valid are 'center', 'rand"):
         Crop(16, "left")
-    with pytest.raises(UserError, match="filter 'blur' is unknown; valid: linear"):
+    with pytest.raises(UserError, match="filter is 'blur'; valid are 'linear"):
         Crop(16, method="blur")
     with pytest.raises(UserError, match="give at least size_px = 16"):
         Crop(16, resize_px=8)

@@ -71,7 +71,7 @@ def test_order_depends_on_the_seed_and_next_seed_is_no_shifted_copy():
 
 
 def test_shuffle_is_global():
-    """In a random permutation the mean distance of neighbours is about n / 3."""
+    """In a random permutation the mean distance of neighbors is about n / 3."""
     order = row(3000, batch_size=3000, shards=1, batches=1)
     assert 900 < np.abs(np.diff(order)).mean() < 1100
 

@@ -22,7 +22,7 @@ def rng(seed=0):
 
 
 def smooth(height, width, seed=0):
-    """A random picture f32 [-1, 1] whose neighbours resemble each other."""
+    """A random image f32 [-1, 1] whose neighbors resemble each other."""
     x = ndimage.gaussian_filter(rng(seed).normal(size=(height, width, 3)), (3, 3, 0))
     return np.clip(3 * x, -1, 1).astype(np.float32)
 
@@ -69,7 +69,7 @@ def test_degrade_adds_a_key_and_keeps_the_rest(kind):
 
 
 def test_errors_name_what_is_valid():
-    with pytest.raises(UserError, match="'blur' is unknown; valid are 'nearest', 'bil"):
+    with pytest.raises(UserError, match="is 'blur'; valid are 'nearest', 'bil"):
         Degrade("blur")
     with pytest.raises(UserError, match="factor is 0"):
         Degrade(factor=0)

@@ -119,7 +119,7 @@ def write_records(path, pixels, split="train"):
 
 @pytest.fixture(scope="module")
 def white_disc(tmp_path_factory):
-    """A white disc on transparent black, 136 x 128 as the font's pictures are."""
+    """A white disc on transparent black, 136 x 128 as the font's images are."""
     y, x = np.mgrid[:128, :136]
     inside = (x - 67.5) ** 2 + (y - 63.5) ** 2 < 50**2
     pixels = np.where(inside[:, :, None], 255, 0).astype(np.uint8).repeat(4, axis=2)
@@ -257,10 +257,10 @@ def test_script_leaves_no_half_written_file(tmp_path, monkeypatch):
 
     class TornFont:
         def __init__(self, path):
-            self.pictures = iter([b"first"])
+            self.glyphs = iter([b"first"])
 
         def png(self, codepoints):
-            return next(self.pictures)
+            return next(self.glyphs)
 
     monkeypatch.setattr(make_emoji, "Font", TornFont)
     names = tmp_path / "names.txt"

@@ -1,7 +1,7 @@
 """A folder of images: layout, split, pixels, captions, classes, and the user's errors.
 
 Files are written by PIL; pixels are compared with PIL's own crop and resize, with the
-colours that were drawn, and with what the file formats say.
+colors that were drawn, and with what the file formats say.
 """
 
 import io
@@ -170,7 +170,7 @@ def test_pixels_of_the_right_size_are_untouched_also_transparent_ones(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    # EXIF 2.32: where row 0 and column 0 of the stored picture are on the upright one.
+    # EXIF 2.32: where row 0 and column 0 of the stored image are on the upright one.
     upright = np.zeros((3, 4, 3), np.uint8)
     upright[0, 0], upright[0, 3], upright[2, 0] = RED, GREEN, BLUE
     stored = {

@@ -1,6 +1,6 @@
 """Thirty files that somebody's folder holds: what is used, what is left out, how often.
 
-The files are written here; which of them hold a picture is what their formats say.
+The files are written here; which of them hold an image is what their formats say.
 """
 
 import io
@@ -39,7 +39,7 @@ def encoded(picture, kind, **options):
 
 
 def pictures() -> dict[str, bytes]:
-    """Eighteen files that hold a picture, in unusual ways."""
+    """Eighteen files that hold an image, in unusual ways."""
     rgb = Image.fromarray(noise(40, 50, 3))
     frames = [Image.new("RGB", (32, 32), c) for c in ("red", "lime", "blue")]
     animated = dict(save_all=True, append_images=frames[1:])

@@ -115,7 +115,7 @@ def test_strokes_are_drawn_from_the_published_ranges(kind, scale, monkeypatch):
     assert (min(counts), max(counts)) == (least, most)
     assert (min(links), max(links)) == (1, 5)
     assert (min(widths), max(widths)) == (5, 5 + max_width - 1)
-    # The longest strokes often leave the picture and are then not seen here.
+    # The longest strokes often leave the image and are then not seen here.
     assert min(lengths) >= 10 - 1e-9 and max(lengths) <= 10 + max_length - 1 + 1e-9
     assert max(lengths) > 0.9 * max_length
     np.testing.assert_allclose(
@@ -219,7 +219,7 @@ def test_thinner_masks_have_longer_outlines():
 
 
 def test_errors_name_what_is_valid():
-    with pytest.raises(UserError, match="'huge' is unknown; valid are 'thick', 'med"):
+    with pytest.raises(UserError, match="is 'huge'; valid are 'thick', 'med"):
         RandomMask("huge")
     with pytest.raises(UserError, match="at least 4 x 4"):
         draw_mask("box", 3, 8, np.random.default_rng(0))

@@ -78,7 +78,7 @@ def test_numbers_are_labels_as_they_are(tmp_path):
 
 def test_boxes_in_fractions_and_in_pixels_are_the_same_layout(tmp_path):
     boxes = [[0.25, 0.5, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]
-    pixels = [[10, 10, 20, 5], [0, 0, 40, 20]]  # of a picture of 40 x 20
+    pixels = [[10, 10, 20, 5], [0, 0, 40, 20]]  # of an image of 40 x 20
     describe(
         tmp_path,
         {"file_name": "a.png", "boxes": boxes, "labels": ["cup", "cat"]},
@@ -196,8 +196,8 @@ def test_a_metadata_file_in_each_split_s_folder(tmp_path):
 @pytest.mark.parametrize(
     "line, problem",
     [
-        ("{oops", "line 2, is no JSON"),
-        ("[1]", "line 2, is no JSON object"),
+        ("{oops", "line 2, is not JSON"),
+        ("[1]", "line 2, is not JSON object"),
         ({"label": 1}, "has no file_name"),
         ({"file_name": "b.png", "text": 3}, "neither a text nor a list"),
         ({"file_name": "b.png", "label": -1}, "has the label -1"),

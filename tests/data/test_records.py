@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax.core.errors import BadExample, UserError
-from lDM_jax.data.records import RecordSource, pack, share, unpack
+from lDM_jax.data.records import RecordSource, assign_splits, pack, unpack
 from lDM_jax.data.sources import SPLITS, read_records
 from lDM_jax.data.tfds_source import TfdsSource
 from lDM_jax.from_config import datasets
@@ -50,7 +50,7 @@ def test_a_record_holds_what_was_packed():
 
 
 def test_records_of_the_emoji_format_are_pictures_too(tmp_path):
-    """u32, JSON, the picture: what tools/make_emoji.py writes."""
+    """u32, JSON, the image: what tools/make_emoji.py writes."""
     header = json.dumps({"caption": "disc"}).encode()
     record = len(header).to_bytes(4, "little") + header + png(9)
     write(tmp_path / "a.array_record", [record] * 40)
@@ -74,9 +74,9 @@ def test_splits_by_name_and_by_share(tmp_path):
 
 def test_share_is_stable_and_never_empty():
     for count in (3, 25, 1000):
-        assert set(share(count).tolist()) == set(SPLITS)
-    assert abs((share(4000) == "train").mean() - 0.9) < 3 * np.sqrt(0.09 / 4000)
-    np.testing.assert_array_equal(share(4000)[:1000], share(1000))
+        assert set(assign_splits(count).tolist()) == set(SPLITS)
+    assert abs((assign_splits(4000) == "train").mean() - 0.9) < 3 * np.sqrt(0.09 / 4000)
+    np.testing.assert_array_equal(assign_splits(4000)[:1000], assign_splits(1000))
 
 
 def test_a_damaged_record_is_left_out_and_a_source_pickles(tmp_path):
@@ -115,13 +115,13 @@ def shards(folder):
         ("a/001.png", png(1)),
         ("a/001.txt", b"one\n"),
         ("a/001.cls", b"4"),
-        ("a/002.txt", b"no picture"),
+        ("a/002.txt", b"no image"),
         ("a/003.png", png(3)),
         ("a/003.json", json.dumps({"text": "three", "label": 2}).encode()),
     ]
     objects = {"bbox": [[5, 4, 10, 8]], "categories": ["cup"]}
     second = [
-        ("x.y.png", b"a suffix of two parts is no picture"),
+        ("x.y.png", b"a suffix of two parts is no image"),
         ("004.jpg", png(4)),
         ("004.seg.png", png(7, "L")),
         ("004.json", json.dumps({"objects": objects}).encode()),
@@ -159,7 +159,7 @@ def test_a_killed_conversion_goes_on_and_writes_the_same(tmp_path, capsys):
     convert_webdataset.main([str(tars[0]), "--out", str(broken)])
     # what a kill in the second tar leaves: records without their note
     (broken / "train-00001.array_record").write_bytes(b"half")
-    (broken / ".train-00001.array_record.partial").write_bytes(b"half")
+    (broken / ".train-00001.partial.array_record").write_bytes(b"half")
     capsys.readouterr()
     assert convert_webdataset.main([*map(str, tars), "--out", str(broken)]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 1
@@ -174,7 +174,7 @@ def test_a_short_tar_and_other_tars_than_before_are_errors(tmp_path, capsys):
     short = tmp_path / "short.tar"
     short.write_bytes(tars[0].read_bytes()[:1300])
     assert convert_webdataset.main([str(short), *out]) == 2
-    assert "short.tar is no whole tar" in capsys.readouterr().err
+    assert "short.tar is not a whole tar" in capsys.readouterr().err
     assert convert_webdataset.main([str(tars[0]), *out]) == 0
     assert convert_webdataset.main([str(tars[1]), *out]) == 2
     assert "was made of 0.tar, not of 1.tar" in capsys.readouterr().err

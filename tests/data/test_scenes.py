@@ -1,4 +1,4 @@
-"""Scenes of emoji: boxes and label maps against pictures, flips against geometry."""
+"""Scenes of emoji: boxes and label maps against images, flips against geometry."""
 
 import pickle
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.box_tokens import BoxTokenizer
-from lDM_jax.data.scenes import SceneSource, place, trim
+from lDM_jax.data.scenes import SceneSource, place_boxes, trim
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.data.transforms import Composite, Keep, RandomFlip, TokenizeLayout, compose
 from tests.data.test_emoji_and_transforms import write_records
@@ -234,7 +234,7 @@ def test_placing_keeps_proportions_and_stays_inside():
     generator = rng()
     for _ in range(30):
         shapes = [(100, 20), (50, 100), (136, 136), (10, 100)]
-        boxes = place(shapes, 96, generator)
+        boxes = place_boxes(shapes, 96, generator)
         assert (boxes[:, :2] >= 0).all()
         assert (boxes[:, :2] + boxes[:, 2:] <= 96).all()
         for (height, width), box in zip(shapes, boxes, strict=True):

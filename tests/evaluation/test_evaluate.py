@@ -12,8 +12,9 @@ from lDM_jax.core import distributed
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation import extractors, features, figures
 from lDM_jax.evaluation import sides as sides_lib
+from lDM_jax.evaluation.comparison import Comparison
 from lDM_jax.evaluation.image_sets import Batch, Data, Folder, Part
-from lDM_jax.evaluation.metrics.frechet import frechet_distance
+from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian, Moments
 from lDM_jax.tools import evaluate
 from tests.reference import rule
@@ -103,7 +104,7 @@ def test_files_order_batches_devices_and_hosts_do_not_matter(
     with pytest.raises(FileNotFoundError):  # the other host's share is missing
         features.extract(folder, lonely, tmp_path)
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    other = sides_lib.of_pictures(folder, lonely, tmp_path)
+    other = sides_lib.side_of_images(folder, lonely, tmp_path)
     assert other.record["fingerprint"] == sides[0].record["fingerprint"]
     found = values(figures.measure(other, sides[1], emoji, replicates=3))
     assert found.keys() == straight.keys() and len(found) == 8
@@ -145,29 +146,29 @@ def test_figures_are_those_of_the_metrics(sides, emoji):
         sigma = np.cov(exact, rowvar=False)
         gaussians.append(Gaussian(exact.mean(axis=0), sigma))
     found = report.figures["fd_emoji"]
-    assert found.value == pytest.approx(frechet_distance(*gaussians), rel=1e-9)
+    assert found.value == pytest.approx(
+        FrechetDistance(gaussians[0])(gaussians[1]), rel=1e-9
+    )
     assert found.low < found.value < found.high
     names = {"fd", "sfd", "is", "kd", "precision", "recall", "density", "coverage"}
     assert report.figures.keys() == {f"{name}_emoji" for name in names}
 
 
 def test_names_say_what_a_figure_was_made_with():
-    def name(kind, **changes):
-        made = extractors.Extractor(
+    def name(stem, **changes):
+        extractor = extractors.Extractor(
             "inception", "legacy", 299, "", 1, "", variables={}, apply=None
         )
-        return figures.name_of(kind, dataclasses.replace(made, **changes))
+        extractor = dataclasses.replace(extractor, **changes)
+        return Comparison(None, None, extractor).name(stem)
 
-    assert [name(k) for k in ("frechet", "spatial", "score", "kernel")] == [
-        "fid",
-        "sfid",
-        "is",
-        "kid",
-    ]
+    stems = ["fid", "sfid", "is", "kid"]
+    assert [name(stem) for stem in stems] == stems
     assert name("precision") == "precision_adm"
-    assert name("frechet", label="clean") == "fid_clean"
+    assert name("fid", label="clean") == "fid_clean"
     assert name("recall", name="vgg", label="original") == "recall_original"
-    assert name("frechet", name="dinov2", label="dinov2") == "fd_dinov2"
+    assert name("fid", name="dinov2", label="dinov2") == "fd_dinov2"
+    assert name("kid", name="clip", label="clip") == "cmmd"
 
 
 def test_rows_blocks_and_weights_of_a_bank(sides):
@@ -184,7 +185,7 @@ def test_rows_blocks_and_weights_of_a_bank(sides):
     drawn[:5] = [1, 2, 0, 1, 1]
     moments = Moments.zeros(whole.shape[1])
     moments.add(whole[bank.order[[0, 1, 1, 3, 4]]])
-    found = bank.gaussian("pool", bank.in_picture_order(drawn))
+    found = bank.gaussian("pool", bank.to_image_order(drawn))
     np.testing.assert_allclose(found.covariance, moments.gaussian().covariance)
 
 
@@ -205,7 +206,7 @@ def test_any_mix_of_the_field_s_files(files, emoji, tmp_path, sides):
     assert values(figures.measure(plain, plain, emoji))["fd_emoji"] == 0
     mixed = figures.measure(sides[0], plain, emoji, replicates=2)
     assert values(mixed).keys() == {"fd_emoji", "is_emoji"}
-    exact = frechet_distance(sides[0].pool, Gaussian(np.zeros(112), np.eye(112)))
+    exact = FrechetDistance(sides[0].pool)(Gaussian(np.zeros(112), np.eye(112)))
     assert mixed.figures["fd_emoji"].value == pytest.approx(exact)
     path = stats(tmp_path / "adm.npz", spatial=True, arr_0=pictures(1))
     adm = sides_lib.open_side(path, emoji, tmp_path / "2")
@@ -282,7 +283,7 @@ def test_a_reference_of_a_data_set_round_trips(tmp_path, emoji, capsys):
     config, _ = networks.load_trained("emoji")
     config.data.limit = 40
     data = Data(config, "train")
-    side = sides_lib.of_pictures(data, emoji, tmp_path / "work")
+    side = sides_lib.side_of_images(data, emoji, tmp_path / "work")
     path = tmp_path / "ref.npz"
     sides_lib.save(path, side, data)
     with np.load(path) as npz:
@@ -308,7 +309,7 @@ def test_reference_from_a_config_file(tmp_path, capsys):
     assert evaluate.main(arguments) == 0
     record = json.loads(capsys.readouterr().out)["record"]
     assert (record["source"], record["split"], record["count"]) == ("emoji", "train", 9)
-    assert sides_lib.members(out) >= {"mu", "sigma", "mu_s", "sigma_s", "arr_0"}
+    assert sides_lib.array_names(out) >= {"mu", "sigma", "mu_s", "sigma_s", "arr_0"}
     assert evaluate.main(arguments) == 2
     assert "give a new file" in capsys.readouterr().err
     assert (
@@ -328,16 +329,16 @@ class Same:
 def test_a_first_stage_that_changes_nothing_has_r_fid_zero(emoji, tmp_path):
     """Pictures through padded batches; both sides resampled together: an interval of
     no width. No kernel distance, which takes the sides for independent."""
-    from lDM_jax.evaluation.commands.recon import Rebuilt
+    from lDM_jax.evaluation.commands.recon import Reconstructions
     from lDM_jax.from_config import networks
 
     config, _ = networks.load_trained("emoji_kl_f8")
     config.data.limit = 21
     data = Data(config, "validation")
-    rebuilt = Rebuilt(data, Same, {})
+    rebuilt = Reconstructions(data, Same, {})
     np.testing.assert_array_equal(rebuilt.read(range(21)), data.read(range(21)))
     pair = [
-        sides_lib.of_pictures(p, emoji, tmp_path / str(i))
+        sides_lib.side_of_images(p, emoji, tmp_path / str(i))
         for i, p in enumerate((rebuilt, data))
     ]
     found = figures.measure(*pair, emoji, replicates=3, paired=True).figures

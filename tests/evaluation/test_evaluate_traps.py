@@ -21,8 +21,9 @@ from PIL import Image
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation import extractors, figures, options, sides
 from lDM_jax.evaluation.commands import generate, sweep
-from lDM_jax.evaluation.features import HeldBank
+from lDM_jax.evaluation.features import ArrayBank
 from lDM_jax.evaluation.image_sets import Data, Folder
+from lDM_jax.evaluation.metrics import frechet
 from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian
 from lDM_jax.from_config import networks
@@ -47,7 +48,7 @@ def side(name: str, count: int = 12, width: int = 5, **record) -> sides.Side:
         "resize": "legacy",
         "count": count,
     }
-    bank = HeldBank(rng.normal(size=(count, width)), made | record)
+    bank = ArrayBank(rng.normal(size=(count, width)), made | record)
     return sides.Side(name, bank.gaussian(), None, bank, bank.record)
 
 
@@ -87,7 +88,7 @@ def test_jpeg_on_one_side_is_noticed(emoji, tmp_path):
         for index, picture in enumerate(x):
             Image.fromarray(picture).save(folder / f"{index}.{suffix}")
         work = tmp_path / f"work-{suffix}"
-        made.append(sides.of_pictures(Folder(folder), emoji, work))
+        made.append(sides.side_of_images(Folder(folder), emoji, work))
     found = figures.measure(*made, emoji, kinds=["frechet"], replicates=0)
     assert any("JPEG or WebP" in text for text in found.warnings)
     same = figures.measure(made[1], made[1], emoji, kinds=["frechet"], replicates=0)
@@ -139,10 +140,10 @@ def test_the_bias_of_few_samples_is_told_and_about_right(emoji):
     """Samples of the reference's own distribution: the whole distance is bias, so the
     estimate is to be about it; within a third, of 400 draws of 20 features."""
     rng, width = np.random.default_rng(0), 20
-    bank = HeldBank(rng.normal(size=(400, width)), {})
+    bank = ArrayBank(rng.normal(size=(400, width)), {})
     distance = FrechetDistance(Gaussian(np.zeros(width), np.eye(width)))
     value = distance(bank.gaussian())
-    assert figures.bias(distance, bank, "pool", value) == pytest.approx(value, rel=0.33)
+    assert frechet.bias(distance, bank, "pool", value) == pytest.approx(value, rel=0.33)
     found = figures.measure(side("a"), side("b"), emoji, kinds=["frechet"])
     assert any("12 samples is too high by about" in text for text in found.warnings)
 
@@ -151,7 +152,7 @@ def test_copies_are_noticed(emoji):
     """Hosts with the same seeds, or the rows that fill a batch."""
     rows = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
     twice = side("twice")
-    twice.bank = HeldBank(np.concatenate([rows, rows]), twice.record)
+    twice.bank = ArrayBank(np.concatenate([rows, rows]), twice.record)
     found = figures.measure(twice, side("b"), emoji, kinds=[], replicates=0)
     assert any("50 of 100 samples are exact copies" in t for t in found.warnings)
 

@@ -14,6 +14,11 @@ from lDM_jax.evaluation.metrics import (
 from lDM_jax.evaluation.metrics.resize import resize, resize_matrix
 
 
+def blocks_of(features: np.ndarray):
+    """What makes the features anew, in three blocks."""
+    return lambda: iter(np.array_split(features, 3))
+
+
 def rows(seed: int, count: int, width: int = 6, shift: float = 0.0) -> np.ndarray:
     made = np.random.default_rng(seed).normal(shift, 1, (count, width))
     return made.astype(np.float32)
@@ -23,7 +28,7 @@ def kid_of(x: np.ndarray, y: np.ndarray, drawn: np.ndarray | None = None, **opti
     drawn = np.zeros((0, len(x))) if drawn is None else drawn
     counts = len(x), len(y)
     return kernel_distances.kid(
-        x.__getitem__, y.__getitem__, counts=counts, drawn=drawn, **options
+        x.__getitem__, y.__getitem__, counts=counts, draws=drawn, **options
     )
 
 
@@ -139,27 +144,25 @@ def brute_force(reference, samples, k: int = 3, wide: int = 5):
 def test_manifolds_are_brute_force_in_any_blocks(monkeypatch, block):
     monkeypatch.setattr(manifolds, "BLOCK", block)
     reference, samples = rows(0, 60, 3), rows(1, 45, 3, shift=0.7)
-    found = manifolds.membership(
-        manifolds.blocks_of(reference), manifolds.blocks_of(samples)
-    )
+    found = manifolds.membership(blocks_of(reference), blocks_of(samples))
     for ours, exact in zip(found, brute_force(reference, samples), strict=True):
         np.testing.assert_array_equal(ours, exact)
 
 
 def test_equal_sets_are_precise_and_complete_and_distant_ones_neither():
-    a, far = manifolds.blocks_of(rows(0, 50)), manifolds.blocks_of(rows(0, 50) + 100)
+    a, far = blocks_of(rows(0, 50)), blocks_of(rows(0, 50) + 100)
     same, apart = manifolds.membership(a, a), manifolds.membership(a, far)
     assert same.inside.all() and same.recalled.all() and same.covered.all()
     assert not (apart.inside.any() or apart.recalled.any() or apart.density.any())
     with pytest.raises(UserError, match="at least 6"):
-        manifolds.membership(manifolds.blocks_of(rows(0, 5)), a)
+        manifolds.membership(blocks_of(rows(0, 5)), a)
 
 
 def test_precision_and_recall_see_quality_and_variety():
     """Samples of one mode of two: precise, half recalled; the reverse the other way."""
     first, second = rows(0, 200, 2), rows(1, 200, 2, shift=40.0)
-    both = manifolds.blocks_of(np.concatenate([first, second]))
-    one = manifolds.blocks_of(rows(2, 200, 2))
+    both = blocks_of(np.concatenate([first, second]))
+    one = blocks_of(rows(2, 200, 2))
     narrow = manifolds.membership(both, one)
     assert narrow.inside.mean() > 0.9 and narrow.recalled.mean() < 0.5
     wide = manifolds.membership(one, both)

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from lDM_jax.evaluation.metrics import inception_score, kernel_distances, manifolds
-from lDM_jax.evaluation.metrics.frechet import frechet_distance
+from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.resize import MODES, resize
 from lDM_jax.evaluation.metrics.statistics import Moments
 from tests.peers import peer, quietly, takes_disp
 
 pytestmark = pytest.mark.live
+
+
+def blocks_of(features: np.ndarray):
+    """What makes the features anew, in three blocks."""
+    return lambda: iter(np.array_split(features, 3))
 
 
 def features(seed: int, count: int = 300, width: int = 64) -> np.ndarray:
@@ -41,7 +46,7 @@ def test_fid():
     pytorch_fid, clean = peer("pytorch_fid.fid_score"), peer("cleanfid.fid")
     for count, close in ((300, 1e-6), (40, 1e-3)):  # sqrtm of a singular matrix: 1e-3
         a, b = A[:count].astype(np.float64), B[:count].astype(np.float64)
-        ours = frechet_distance(gaussian(a), gaussian(b))
+        ours = FrechetDistance(gaussian(a))(gaussian(b))
         stats = [
             fidelity.fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)
         ]
@@ -73,7 +78,7 @@ def test_kid():
     )
     counts, none = (300, 300), np.zeros((0, 300))
     ours, _, _ = kernel_distances.kid(
-        A.__getitem__, B.__getitem__, counts=counts, drawn=none
+        A.__getitem__, B.__getitem__, counts=counts, draws=none
     )
     assert ours == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
     double = A.astype(np.float64), B.astype(np.float64)
@@ -102,9 +107,7 @@ def test_inception_score():
 def test_precision_recall_density_coverage():
     torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     reference, samples = features(1, 200, 8), features(2, 150, 8)
-    found = manifolds.membership(
-        manifolds.blocks_of(reference), manifolds.blocks_of(samples)
-    )
+    found = manifolds.membership(blocks_of(reference), blocks_of(samples))
     pair = (torch.from_numpy(x.astype(np.float64)) for x in (samples, reference))
     theirs = peer("torch_fidelity.metric_prc").prc_features_to_metric(
         *pair, prc_neighborhood=3, prc_batch_size=64, verbose=False
@@ -128,9 +131,7 @@ def test_guided_diffusion_s_precision_in_half_floats():
 
     radii = np.partition(squares(reference, reference), 3, axis=1)[:, 3]
     theirs = (squares(samples, reference) <= radii).any(axis=1).mean()
-    found = manifolds.membership(
-        manifolds.blocks_of(reference), manifolds.blocks_of(samples)
-    )
+    found = manifolds.membership(blocks_of(reference), blocks_of(samples))
     # f16 has three digits: some hundredths of the pictures near a border
     assert found.inside.mean() == pytest.approx(theirs, abs=0.05)
 

@@ -14,7 +14,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.evaluation.commands import prompts, regions
 from lDM_jax.evaluation.commands.prompts import draw_captions
-from lDM_jax.evaluation.metrics.recognition import nearest, recognise
+from lDM_jax.evaluation.metrics.recognition import nearest, recognize
 from lDM_jax.tools import evaluate
 
 
@@ -32,14 +32,14 @@ def test_nearest_is_the_brute_force_minimum():
     np.testing.assert_array_equal(nearest(images, references), expected)
 
 
-def test_training_pictures_recognise_themselves():
+def test_training_images_recognize_themselves():
     references = np.random.default_rng(1).integers(0, 256, (9, 4, 4, 3), np.uint8)
     labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    result = recognise(references, labels, references=references, labels=labels)
+    result = recognize(references, labels, references=references, labels=labels)
     assert result.accuracy == 1.0
     # sum of squared shares: a picture of share p is guessed with probability p
     assert result.chance == pytest.approx((3 / 9) ** 2 + (2 / 9) ** 2 + (4 / 9) ** 2)
-    wrong = recognise(references, 2 - labels, references=references, labels=labels)
+    wrong = recognize(references, 2 - labels, references=references, labels=labels)
     assert wrong.accuracy == pytest.approx(2 / 9)  # only label 1 maps to itself
 
 
@@ -78,14 +78,14 @@ def flags(**changes) -> argparse.Namespace:
 
 def test_pairs_are_of_different_subgroups_and_the_same_for_a_seed():
     source = Labelled()
-    pairs = regions.pairs_of(flags(pairs=5), source)
+    pairs = regions.choose_pairs(flags(pairs=5), source)
     assert sorted(source.labels[pairs].reshape(-1)) == list(range(10))
-    np.testing.assert_array_equal(pairs, regions.pairs_of(flags(pairs=5), source))
-    assert (pairs != regions.pairs_of(flags(pairs=5, draw_seed=1), source)).any()
+    np.testing.assert_array_equal(pairs, regions.choose_pairs(flags(pairs=5), source))
+    assert (pairs != regions.choose_pairs(flags(pairs=5, draw_seed=1), source)).any()
     with pytest.raises(UserError, match="12 captions .* there are 10 subgroups"):
-        regions.pairs_of(flags(pairs=6), source)
+        regions.choose_pairs(flags(pairs=6), source)
     with pytest.raises(UserError, match="at least 1"):
-        regions.pairs_of(flags(pairs=0), source)
+        regions.choose_pairs(flags(pairs=0), source)
 
 
 def test_the_interval_is_over_pairs():
@@ -102,7 +102,7 @@ def test_the_interval_is_over_pairs():
 def test_a_model_that_draws_what_each_half_was_told(tmp_path, capsys, monkeypatch):
     """All halves are recognised; none where the model puts them the other way round."""
     source = EmojiSource(split="train", size_px=64)
-    pictures, turned = prompts.training_pictures(source), []
+    pictures, turned = prompts.training_images(source), []
 
     def draw(pipe, args, *captions):
         i, j = (source.captions.index(caption) for caption in captions)
@@ -113,7 +113,7 @@ def test_a_model_that_draws_what_each_half_was_told(tmp_path, capsys, monkeypatc
     config = SimpleNamespace(data=SimpleNamespace(size_px=64))
     pipe = SimpleNamespace(config=config, resolved_defaults=lambda **options: {})
     monkeypatch.setattr(regions.Pipeline, "load", lambda name: pipe)
-    monkeypatch.setattr(regions, "training_pictures", lambda source: pictures)
+    monkeypatch.setattr(regions, "training_images", lambda source: pictures)
     monkeypatch.setattr(regions, "draw", draw)
 
     def draw_alone(pipe, args, caption):

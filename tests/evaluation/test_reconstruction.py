@@ -79,12 +79,12 @@ def test_lpips_sees_floats_and_stands_beside():
 
 def test_a_summary_is_over_pictures_not_batches():
     batches = [{"psnr": np.array([1.0, 2.0, 3.0])}, {"psnr": np.array([6.0])}]
-    summary = reconstruction.summarise(iter(batches))["psnr"]
+    summary = reconstruction.summarize(iter(batches))["psnr"]
     assert summary == (3.0, pytest.approx(np.sqrt(3.5)), 4)
     assert str(summary) == "3 ± 1.9"
-    assert reconstruction.summarise([]) == {}
+    assert reconstruction.summarize([]) == {}
     assert np.isposinf(
-        reconstruction.summarise([{"psnr": np.array([np.inf, 1])}])["psnr"].mean
+        reconstruction.summarize([{"psnr": np.array([np.inf, 1])}])["psnr"].mean
     )
 
 

@@ -96,14 +96,14 @@ def test_models_without_a_figure_name_the_other_commands(capsys):
     assert "evaluate generate" in capsys.readouterr().err
 
 
-def test_copies_are_nearer_to_training_pictures_than_held_out_ones(
+def test_copies_are_nearer_to_training_images_than_held_out_ones(
     tmp_path, capsys, monkeypatch
 ):
     """Training pictures lie at 0; grey added to one is its distance, in levels."""
     model = saved("emoji_unconditional", tmp_path)
     size_px = drawn("emoji_unconditional").config.data.size_px
     source = EmojiSource(split="train", size_px=size_px)
-    copies = prompts.training_pictures(source)[[3, 5]]
+    copies = prompts.training_images(source)[[3, 5]]
     for off in (0, 4):
         x = np.where(copies > 127, copies - off, copies + off).astype(np.uint8)
         monkeypatch.setattr(task, "draw", lambda pipe, fields, args, x=x: x)
@@ -122,7 +122,7 @@ def test_a_crop_is_its_box():
 def test_objects_are_told_by_their_nearest_picture():
     source = EmojiSource(split="validation", size_px=32)
     pictures = [source[i]["image"] for i in range(12)]
-    references = objects.library(pictures)
+    references = objects.make_references(pictures)
     scene = np.full((64, 64, 3), 255, np.uint8)
     layout = [(3, (0.0, 0.0, 0.5, 0.5)), (7, (0.5, 0.5, 0.5, 0.5))]
     for label, (left, top, _, _) in layout:

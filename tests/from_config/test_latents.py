@@ -261,7 +261,7 @@ def test_user_errors_are_one_line(tmp_path, capsys):
     ):
         assert run(tmp_path / "out", *flags) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(UserError, match="is no latents cache: no cache.json; python"):
+    with pytest.raises(UserError, match="is not a latents cache: it has no cache"):
         experiment.make(settings(tmp_path))
     with pytest.raises(UserError, match="data.path is empty: give a latents cache"):
         experiment.make(settings(""))

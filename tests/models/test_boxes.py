@@ -97,7 +97,7 @@ def test_a_label_changes_nothing_outside_its_box():
 
 
 def test_windows_read_their_part_of_the_boxes():
-    """A network that returns how many tokens a position sees needs no neighbours."""
+    """A network that returns how many tokens a position sees needs no neighbors."""
 
     def seen(z, t, cond):
         cond = boxes.on_grid(cond, z.shape[1:3])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation import extractors, sides
-from lDM_jax.evaluation.metrics.frechet import frechet_distance
+from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian
 from lDM_jax.models import inception, vgg16
 from tests.peers import peer, quietly, takes_disp, torchvision
@@ -34,7 +34,7 @@ BLOCKS = {
 
 
 def test_shapes_of_the_published_network():
-    """Keras counts 23,851,784 numbers in InceptionV3: three a normalised channel (it
+    """Keras counts 23,851,784 numbers in InceptionV3: three a normalized channel (it
     has no weight there), 1,000 classes with bias, and the convolutions."""
     shapes = inception.inception_shapes()
     kernels = sum(np.prod(s) for p, s in shapes.items() if p[-1] == "kernel")
@@ -99,7 +99,7 @@ def close(ours: np.ndarray, expected: np.ndarray):
 @pytest.mark.live
 @pytest.mark.slow
 def test_torch_fidelity_s_features_from_uint8(theirs):
-    """Resizing, scaling, network and head; an odd number of pictures on 8 devices."""
+    """Resizing, scaling, network and head; an odd number of images on 8 devices."""
     import torch
 
     network, path = theirs
@@ -160,7 +160,7 @@ def pytorch_fid(theirs, monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two folders of ten PNGs, smooth colours of two kinds with noise."""
+    """Two folders of ten PNGs, smooth colors of two kinds with noise."""
     made, ramp = [], np.linspace(0, 1, 70)[:, None, None]
     for index, name in enumerate("ab"):
         draw, folder = np.random.default_rng(index), tmp_path / name
@@ -199,7 +199,10 @@ def test_pytorch_fid_from_files_to_the_figure(pytorch_fid, theirs, folders, tmp_
     numbers = [number for gaussian in pairs[1] for number in gaussian[:2]]
     fid = quietly(pytorch_fid.calculate_frechet_distance, *numbers)
     # its root of a singular matrix is good to about 1e-3 of the distance
-    assert frechet_distance(*pairs[0]) == pytest.approx(fid, rel=1e-3) and fid > 1e-3
+    assert (
+        FrechetDistance(pairs[0][0])(pairs[0][1]) == pytest.approx(fid, rel=1e-3)
+        and fid > 1e-3
+    )
 
 
 def test_another_network_s_file_is_refused_in_one_line(tmp_path):

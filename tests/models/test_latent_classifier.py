@@ -26,7 +26,7 @@ def test_it_starts_at_chance_and_learns_one_batch():
         averages=Averages(0.5),
     )
     labels = np.arange(8, dtype=np.int32) % CLASSES
-    # a class is a colour: what remains to be seen through the noise
+    # a class is a color: what remains to be seen through the noise
     colours = np.random.default_rng(0).normal(size=(CLASSES, 1, 1, 3))
     image = np.broadcast_to(colours[labels], (8, 8, 8, 3)).astype(np.float32)
     batch, key = {"image": image, "label": labels}, jax.random.key(0)

@@ -1,7 +1,7 @@
 """LPIPS against the package lpips, and where its weights come from.
 
 The default tests compare with vectors that tests/reference/record_metrics.py recorded;
-the live tests run the package itself, with other weights, heads and pictures.
+the live tests run the package itself, with other weights, heads and images.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ def vgg16_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small():
-    """A network of two slices with positive random heads, and two pairs of pictures."""
+    """A network of two slices with positive random heads, and two pairs of images."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, y = jax.random.uniform(keys[0], (2, 2, 8, 8, 3), minval=-1.0)
     params = rule.fast_jit(SMALL.init)(keys[1], x, y)["params"]
@@ -55,7 +55,7 @@ def answer(variables: dict, inputs: dict) -> dict:
 
 
 def assert_close(ours: dict, theirs: dict):
-    """Distances to 1e-5, gradients of most pictures to 1e-4 of their norm, in f32.
+    """Distances to 1e-5, gradients of most images to 1e-4 of their norm, in f32.
 
     One ReLU of 300,000 whose input lies within rounding of zero, and that opens on one
     side only, is worth up to 1e-2 of a gradient (f32 and f64 of the package differ so).
@@ -104,7 +104,7 @@ def test_equal_pictures_have_distance_and_slope_zero(small):
     )
     distance, grad = slope(x, x)
     assert distance == 0
-    # Compiled, the two sides may be rounded apart; other pictures' slope is 5e-2.
+    # Compiled, the two sides may be rounded apart; other images' slope is 5e-2.
     np.testing.assert_allclose(grad, 0, atol=1e-7)
 
 

@@ -161,7 +161,7 @@ def test_resampling():
     again = layers.upsample2(layers.average2(projected))
     np.testing.assert_array_equal(again, projected)
     np.testing.assert_allclose(projected.mean(), large.mean(), atol=1e-6)
-    # Nearest neighbour: position (i, j) comes from (i // 2, j // 2).
+    # Nearest neighbor: position (i, j) comes from (i // 2, j // 2).
     np.testing.assert_array_equal(layers.upsample2(small)[:, 5, 2], small[:, 2, 1])
 
 

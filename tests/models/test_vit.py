@@ -14,7 +14,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data.tokenizers import ClipTokenizer
 from lDM_jax.evaluation import extractors
 from lDM_jax.evaluation.metrics.resize import resize
-from lDM_jax.models.vit import interpolation
+from lDM_jax.models.vit import interpolation_matrix
 from tests.reference import rule
 
 pytestmark = pytest.mark.live
@@ -127,12 +127,12 @@ def test_positions_are_interpolated_with_the_authors_offset():
     theirs = torch.nn.functional.interpolate(
         torch.from_numpy(grid), scale_factor=(scale, scale), mode="bicubic"
     ).numpy()[0, 0]
-    matrix = interpolation(37, 16, 0.1)
+    matrix = interpolation_matrix(37, 16, 0.1)
     np.testing.assert_allclose(matrix @ grid[0, 0] @ matrix.T, theirs, atol=1e-5)
 
 
 def toy_clip(path):
-    """transformers' CLIP with random weights for pictures of 56 px, stored."""
+    """transformers' CLIP with random weights for images of 56 px, stored."""
     torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     from transformers import CLIPConfig, CLIPModel
 
@@ -151,14 +151,14 @@ def toy_clip(path):
 
 
 def clip_embeds(model, x: np.ndarray, texts: list[str]) -> tuple:
-    """What transformers makes of pictures and texts: twice f32 "n d", of length 1."""
+    """What transformers makes of images and texts: twice f32 "n d", of length 1."""
     import torch
 
     ids = ClipTokenizer()(texts)
     with torch.no_grad():
         made = model(
             input_ids=torch.from_numpy(ids.astype(np.int64)),
-            pixel_values=torch.from_numpy(normalised(x, 56, extractors.CLIP_COLOURS)),
+            pixel_values=torch.from_numpy(normalised(x, 56, extractors.CLIP_COLORS)),
         )
     return made.image_embeds.numpy(), made.text_embeds.numpy()
 

@@ -1,4 +1,4 @@
-"""What inspect_data says of a folder with known content; its picture by its pixels."""
+"""What inspect_data says of a folder with known content; its image by its pixels."""
 
 import json
 import subprocess
@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from lDM_jax.data.scenes import SceneSource
+from lDM_jax.evaluation import data_report
 from lDM_jax.tools import inspect_data
 
 ROOT = Path(__file__).parents[2]
-PANEL = inspect_data.PANEL_PX, inspect_data.PANEL_PX + inspect_data.TEXT_PX
+PANEL = data_report.PANEL_PX, data_report.PANEL_PX + data_report.TEXT_PX
 
 
 def run(capsys, *flags):
@@ -23,7 +24,7 @@ def run(capsys, *flags):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five pictures of two classes, one of them empty; a caption; a file of no use."""
+    """Five images of two classes, one of them empty; a caption; a file of no use."""
     sizes = {
         "cat/a": (20, 40),
         "cat/b": (64, 64),
@@ -74,15 +75,15 @@ def test_conditions_are_drawn(tmp_path, capsys, task, panels):
     assert found["examined"] == 3
     sheet = np.asarray(Image.open(out)).astype(int)
     assert sheet.shape == (2 * PANEL[1] + 2, panels * PANEL[0], 3)
-    if task == "inpaint":  # masked pixels are a third of the picture, plus red
+    if task == "inpaint":  # masked pixels are a third of the image, plus red
         top = sheet[: PANEL[0]]
         assert ((top[:, :, 0] >= 170) & (top[:, :, 1] <= 85)).mean() > 0.01
 
 
 def test_labels_of_boxes_are_named():
     scenes = SceneSource(split="test")
-    assert inspect_data.name_of(scenes, 2, "layout") == "Flags"
-    assert inspect_data.name_of(scenes, 2) == "2"  # pictures have no label
+    assert data_report.class_name(scenes, 2, "layout") == "Flags"
+    assert data_report.class_name(scenes, 2) == "2"  # images have no label
 
 
 def test_errors_are_one_line(capsys, tmp_path):

@@ -51,9 +51,9 @@ def test_all_combinations_in_order():
 
 
 def test_names_are_short_and_tell_runs_apart():
-    assert sweep_train.name_of({"a.rate": "0.1", "seed": "2"}) == "rate=0.1,seed=2"
-    assert sweep_train.name_of({"a.x": "1", "b.x": "2"}) == "a.x=1,b.x=2"
-    assert "/" not in sweep_train.name_of({"data.path": "/a/b"})
+    assert sweep_train.run_name({"a.rate": "0.1", "seed": "2"}) == "rate=0.1,seed=2"
+    assert sweep_train.run_name({"a.x": "1", "b.x": "2"}) == "a.x=1,b.x=2"
+    assert "/" not in sweep_train.run_name({"data.path": "/a/b"})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_shares_divide_the_runs(stub, tmp_path):
         sweep_train.main(arguments(folder, "--share", f"{index}/3"))
         seen.append({path.name for path in folder.glob("*,*")})
     runs = sweep_train.combinations([OVER[1], OVER[3]])
-    assert set.union(*seen) == {sweep_train.name_of(run) for run in runs}
+    assert set.union(*seen) == {sweep_train.run_name(run) for run in runs}
     assert sum(map(len, seen)) == 4
 
 

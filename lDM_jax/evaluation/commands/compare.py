@@ -1,21 +1,21 @@
-"""evaluate compare SAMPLES REFERENCE: two sets of pictures or statistics.
+"""evaluate compare SAMPLES REFERENCE: two sets of images or statistics.
 
-Each is a folder, an npz batch (arr_0) or an npz of statistics (mu, sigma). The first is
-what is judged: precision is of the first, recall of the second.
+Each is a folder, an npz batch (arr_0) or an npz of statistics (mu, sigma). The first
+holds the samples: precision is of the first, recall of the second.
 """
 
 import argparse
 
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.extractors import Extractor
-from lDM_jax.evaluation.figures import Report, measure
+from lDM_jax.evaluation.figures import measure
 from lDM_jax.evaluation.sides import Side, open_side
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("samples", help="folder or npz: what is judged")
-    parser.add_argument("reference", help="folder or npz: what it is compared with")
+    parser.add_argument("samples", help="folder or npz to judge")
+    parser.add_argument("reference", help="folder or npz to compare with")
     options.add_extractors(parser, default=options.INCEPTION)
     options.add_measuring(parser)
 
@@ -30,15 +30,15 @@ def run(args: argparse.Namespace) -> dict:
     with options.work_folder(args) as work:
         for extractor in options.extractors(args):
             sides = []
-            for place, path in (("a", args.samples), ("b", args.reference)):
-                folder = work / f"{place}-{extractor.name}-{extractor.resize}"
+            for key, path in (("a", args.samples), ("b", args.reference)):
+                folder = work / f"{key}-{extractor.name}-{extractor.resize}"
                 with options.progress(f"{extractor.name} {path}") as report:
                     sides.append(open_side(path, extractor, folder, report=report))
-            result |= of_sides(args, *sides, extractor)
+            result |= compare_sides(args, *sides, extractor)
     return result
 
 
-def of_sides(
+def compare_sides(
     args: argparse.Namespace,
     samples: Side,
     reference: Side,
@@ -47,7 +47,7 @@ def of_sides(
     paired: bool = False,
 ) -> dict:
     """The figures of one extractor as JSON; warnings go to stderr."""
-    found: Report = measure(
+    report = measure(
         samples,
         reference,
         extractor,
@@ -55,9 +55,9 @@ def of_sides(
         replicates=args.bootstrap,
         paired=paired,
     )
-    options.warn(found)
+    options.warn(report)
     key = extractor.label or extractor.name
-    return found.as_json() | {
+    return report.as_json() | {
         f"prepared_{key}": extractor.record(),
         "count": samples.record.get("count", samples.pool.count),
         "reference_count": reference.record.get("count", reference.pool.count),

@@ -19,12 +19,12 @@ from lDM_jax.core.distributed import from_first, is_first, together
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import sources
 from lDM_jax.evaluation import figures, options
-from lDM_jax.evaluation.commands.compare import of_sides
+from lDM_jax.evaluation.commands.compare import compare_sides
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.features import write
 from lDM_jax.evaluation.image_sets import Batch, Data
 from lDM_jax.evaluation.metrics import bootstrap
-from lDM_jax.evaluation.sides import Side, of_pictures, open_side
+from lDM_jax.evaluation.sides import Side, open_side, side_of_images
 from lDM_jax.from_config import datasets
 from lDM_jax.sampling import bulk
 from lDM_jax.sampling.pipeline import Pipeline
@@ -103,7 +103,7 @@ def drawn_and_measured(
     result = {"metric": "generate", **identity, **provenance(pipe, name)}
     for extractor in extractors:
         mine, reference = sides(args, pipe, samples, out, extractor)
-        result |= of_sides(args, mine, reference, extractor)
+        result |= compare_sides(args, mine, reference, extractor)
         if prompts and extractor.embed_texts is not None:
             result |= clip_score(args, mine, extractor, prompts)
         result["reference"] = reference.name
@@ -164,13 +164,13 @@ def sides(
     name = f"{extractor.name}-{extractor.resize}"
     with options.progress(f"{extractor.name} samples") as report:
         folder = out / "features" / f"samples-{name}"
-        mine = of_pictures(Batch(samples), extractor, folder, report=report)
+        mine = side_of_images(Batch(samples), extractor, folder, report=report)
     with options.progress(f"{extractor.name} reference") as report:
         folder = work / "features" / f"reference-{name}"
         if args.reference:
             return mine, open_side(args.reference, extractor, folder, report=report)
         data = Data(pipe.config, args.split)
-        return mine, of_pictures(data, extractor, folder, report=report)
+        return mine, side_of_images(data, extractor, folder, report=report)
 
 
 def clip_score(

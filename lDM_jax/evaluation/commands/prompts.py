@@ -1,6 +1,6 @@
-"""evaluate prompts: do samples show what their captions say? (recognition)
+"""evaluate prompts: the share of samples that show their caption.
 
-Needs a model of captioned emoji; `metrics.recognition` is the judge.
+Needs a model of captioned emoji; `metrics.recognition` decides what an image shows.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data import sources
 from lDM_jax.data.transforms import Composite
 from lDM_jax.evaluation import options
-from lDM_jax.evaluation.metrics.recognition import recognise
+from lDM_jax.evaluation.metrics.recognition import recognize
 from lDM_jax.sampling.pipeline import Pipeline
 
 DRAWS = ("captions", "subgroups")
@@ -30,22 +30,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Share of samples whose nearest training picture has the prompt's subgroup."""
+    """Share of samples whose nearest training image has the prompt's subgroup."""
     pipe = Pipeline.load(args.model)
     source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
-    chosen = draw_captions(source, args.captions, draw=args.draw, seed=args.draw_seed)
-    captions = [source.captions[i] for i in chosen]
+    indices = draw_captions(source, args.captions, draw=args.draw, seed=args.draw_seed)
+    captions = [source.captions[i] for i in indices]
     drawing = options.sampling(args)
-    pictures = pipe.sample(prompt=captions, seeds=range(args.seeds), **drawing)
-    references = training_pictures(source)
-    result = recognise(
-        pictures,
-        np.repeat(source.labels[chosen], args.seeds),
+    images = pipe.sample(prompt=captions, seeds=range(args.seeds), **drawing)
+    references = training_images(source)
+    result = recognize(
+        images,
+        np.repeat(source.labels[indices], args.seeds),
         references=references,
         labels=source.labels,
     )
-    rows = pictures.reshape(len(chosen), args.seeds, *pictures.shape[1:])
-    rows = np.concatenate([references[chosen][:, None], rows], axis=1)
+    rows = images.reshape(len(indices), args.seeds, *images.shape[1:])
+    rows = np.concatenate([references[indices][:, None], rows], axis=1)
     rows = rows.reshape(-1, *rows.shape[2:])
     options.write_sheet(args, "prompts", rows, args.seeds + 1)
     return {
@@ -79,12 +79,14 @@ def draw_captions(
             f"{count} captions of different subgroups: there are {len(present)} "
             "subgroups"
         )
-    chosen = rng.choice(present, count, replace=False)
-    return np.array([rng.choice(np.flatnonzero(labels == label)) for label in chosen])
+    subgroups = rng.choice(present, count, replace=False)
+    return np.array(
+        [rng.choice(np.flatnonzero(labels == label)) for label in subgroups]
+    )
 
 
-def training_pictures(source: sources.EmojiSource) -> np.ndarray:
-    """All pictures of a source on white, uint8 "m S S 3"."""
-    lay, rng = Composite(), np.random.default_rng(0)
-    rows = [lay(source[i], rng)["image"] for i in range(len(source))]
+def training_images(source: sources.EmojiSource) -> np.ndarray:
+    """All images of a source on white, uint8 "m S S 3"."""
+    composite, rng = Composite(), np.random.default_rng(0)
+    rows = [composite(source[i], rng)["image"] for i in range(len(source))]
     return image.to_uint8(np.stack(rows))

@@ -1,7 +1,7 @@
-"""evaluate recon: how well does a first stage rebuild pictures?
+"""evaluate recon: reconstruction quality of a first stage.
 
-PSNR, SSIM and LPIPS of each picture; with --extractor also R-FID and its like, between
-the rebuilt pictures and those that they were made of.
+PSNR, SSIM and LPIPS of each image; with --extractor also R-FID and similar figures,
+between the reconstructions and their originals.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
 from lDM_jax.data import sources
 from lDM_jax.evaluation import options
-from lDM_jax.evaluation.commands.compare import of_sides
+from lDM_jax.evaluation.commands.compare import compare_sides
 from lDM_jax.evaluation.commands.generate import tree_digest
 from lDM_jax.evaluation.image_sets import Data
-from lDM_jax.evaluation.metrics.reconstruction import reconstruction_metrics, summarise
-from lDM_jax.evaluation.sides import of_pictures
+from lDM_jax.evaluation.metrics.reconstruction import reconstruction_metrics, summarize
+from lDM_jax.evaluation.sides import side_of_images
 from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config.config_file import change
 from lDM_jax.weights.lpips import make_distance
@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of its config: data.path=DIR measures it on your own pictures",
+        help="of its config: data.path=DIR measures it on your own images",
     )
     parser.add_argument(
         "--lpips",
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict:
     """PSNR, SSIM and LPIPS of posterior-mean reconstructions over one split."""
     config, params = networks.load_trained(args.model)
     if config.stage != "autoencoder":
-        raise UserError(f"{args.model} is no first stage (stage: {config.stage})")
+        raise UserError(f"{args.model} is not a first stage (stage: {config.stage})")
     config = change(config, args.set)
     network = networks.autoencoder(config.autoencoder)
     source = datasets.source(config, args.split)
@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> dict:
         sheet = sheet or [x, x_hat]
     options.write_sheet(args, "reconstruction", np.concatenate(sheet), len(sheet[0]))
     figures = {}
-    for name, summary in summarise(rows).items():
+    for name, summary in summarize(rows).items():
         figures |= {name: round(summary.mean, 4), f"{name}_std": round(summary.std, 4)}
     with options.work_folder(args) as work:
-        figures |= rebuilt_figures(args, config, network, params, work)
+        figures |= reconstruction_figures(args, config, network, params, work)
     return {
         "metric": "reconstruction",
         "model": args.model,
@@ -87,48 +87,48 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-class Rebuilt:
-    """A set of pictures after a first stage's posterior mean, as uint8."""
+class Reconstructions:
+    """A set of images after a first stage's posterior mean, as uint8."""
 
-    def __init__(self, pictures: Data, network, params: dict):
-        self._pictures, self._network, self._params = pictures, network, params
+    def __init__(self, images: Data, network, params: dict):
+        self._images, self._network, self._params = images, network, params
         self._infer = jax.jit(network.apply)
-        self.name = f"{pictures.name}, rebuilt"
-        text = f"{pictures.identity} {tree_digest(params)}"
+        self.name = f"{images.name}, rebuilt"
+        text = f"{images.identity} {tree_digest(params)}"
         self.identity = hashlib.sha256(text.encode()).hexdigest()
         self.record = {"pictures": "rebuilt"}
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """The rebuilt pictures, in padded batches of one size."""
-        found: list[np.ndarray] = []
+        """The reconstructions, computed in padded batches of one size."""
+        images: list[np.ndarray] = []
         for start in range(0, len(indices), BATCH):
-            x = self._pictures.read(indices[start : start + BATCH])
+            x = self._images.read(indices[start : start + BATCH])
             padded = np.stack([*x, *[x[-1]] * (BATCH - len(x))])
             x_hat = self._infer(self._params, image.to_float(padded))
-            found += list(image.to_uint8(x_hat[: len(x)]))
-        return found
+            images += list(image.to_uint8(x_hat[: len(x)]))
+        return images
 
 
-def rebuilt_figures(
+def reconstruction_figures(
     args: argparse.Namespace, config: ConfigDict, network, params: dict, work: Path
 ) -> dict:
-    """R-FID and the like of every extractor, named rfid, rfd_emoji, .."""
+    """R-FID and similar figures of every extractor, named rfid, rfd_emoji, .."""
     figures: dict = {}
     for extractor in options.extractors(args):
         data, name = Data(config, args.split), f"{extractor.name}-{extractor.resize}"
-        pairs = {"rebuilt": Rebuilt(data, network, params), "originals": data}
+        pairs = {"rebuilt": Reconstructions(data, network, params), "originals": data}
         sides = []
-        for key, pictures in pairs.items():
+        for key, images in pairs.items():
             with options.progress(f"{extractor.name} {key}") as report:
                 folder = work / f"{key}-{name}"
-                sides.append(of_pictures(pictures, extractor, folder, report=report))
-        found = of_sides(args, *sides, extractor, paired=True)
+                sides.append(side_of_images(images, extractor, folder, report=report))
+        values = compare_sides(args, *sides, extractor, paired=True)
         figures |= {
             f"r{key}": value
-            for key, value in found.items()
+            for key, value in values.items()
             if not key.startswith(("prepared", "count", "reference"))
         }
     return figures

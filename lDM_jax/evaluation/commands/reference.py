@@ -8,17 +8,17 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data import sources
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.image_sets import Data, Folder, ImageSet
-from lDM_jax.evaluation.sides import of_pictures, save
+from lDM_jax.evaluation.sides import save, side_of_images
 from lDM_jax.from_config import networks
 from lDM_jax.from_config.config_file import read_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--config", help="a file of configs/, as train.py takes it")
-    given.add_argument("--model", help="the config of a trained model")
-    given.add_argument("--folder", help="pictures that are prepared already")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--config", help="a file of configs/, as train.py takes it")
+    origin.add_argument("--model", help="the config of a trained model")
+    origin.add_argument("--folder", help="images that are prepared already")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of --config"
     )
@@ -29,27 +29,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Write the reference of a data set: statistics, 10,000 pictures, a record."""
+    """Write the reference of a data set: statistics, 10,000 images, a record."""
     out = Path(args.out).expanduser()
     if out.exists() or out.suffix != ".npz":
         raise UserError(f"--out={out}: give a new file that ends in .npz")
-    pictures = pictures_of(args)
-    found = options.extractors(args)
-    if len(found) != 1:
+    images = open_images(args)
+    extractors = options.extractors(args)
+    if len(extractors) != 1:
         raise UserError("a reference is of one --extractor")
-    (extractor,) = found
+    (extractor,) = extractors
     with options.work_folder(args) as work:
         folder = work / f"reference-{extractor.name}-{extractor.resize}"
-        with options.progress(f"{extractor.name} {pictures.name}") as report:
-            side = of_pictures(pictures, extractor, folder, report=report)
+        with options.progress(f"{extractor.name} {images.name}") as report:
+            side = side_of_images(images, extractor, folder, report=report)
         with together("writing the reference"):
             if is_first():
-                save(out, side, pictures)
+                save(out, side, images)
     return {"metric": "reference", "out": str(out), "record": side.record}
 
 
-def pictures_of(args: argparse.Namespace) -> ImageSet:
-    """The pictures that the flags name."""
+def open_images(args: argparse.Namespace) -> ImageSet:
+    """The image set that the flags name."""
     if args.folder:
         return Folder(args.folder)
     if args.config:

@@ -1,10 +1,10 @@
-"""evaluate regions: does each half of a picture show what its region was told?
+"""evaluate regions: the share of images whose halves show their regions' prompts.
 
-Two prompts, each for one half of a picture that is drawn in two windows of the model's
-own extent, which overlap by a quarter. A half is recognised by the same half of the
-nearest training picture, as in `evaluate prompts`. The pairs are drawn: captions of
+Two prompts, each for one half of an image that is drawn in two windows of the model's
+own extent, which overlap by a quarter. A half is recognized by the same half of the
+nearest training image, as in `evaluate prompts`. The pairs are drawn: captions of
 different subgroups, every subgroup at most once in all; or one pair is given. The
-interval is over pairs, which differ far more than seeds do. alone: the same of pictures
+interval is over pairs, which differ far more than seeds do. alone: the same of images
 of one prompt each, of which the judge sees the same half: what the model knows.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import sources
 from lDM_jax.evaluation import options
-from lDM_jax.evaluation.commands.prompts import draw_captions, training_pictures
+from lDM_jax.evaluation.commands.prompts import draw_captions, training_images
 from lDM_jax.evaluation.figures import Report
 from lDM_jax.evaluation.metrics import bootstrap
 from lDM_jax.evaluation.metrics.recognition import nearest
@@ -30,34 +30,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--left", help="a training caption, with --right: one pair")
     parser.add_argument("--right", help="a training caption")
     parser.add_argument("--regional", default="latent", help="attention or latent")
-    parser.add_argument("--seeds", type=int, default=8, help="pictures a pair")
+    parser.add_argument("--seeds", type=int, default=8, help="images a pair")
     parser.add_argument("--bootstrap", type=int, default=1000, help="replicates")
     options.add_sampling(parser)
     options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Share of pictures that show each of two things on its side."""
+    """Share of images that show each of two prompts on its side."""
     pipe = Pipeline.load(args.model)
     side = pipe.config.data.size_px
     source = sources.EmojiSource(split="train", size_px=side)
-    pairs, references = pairs_of(args, source), training_pictures(source)
-    drawn, hits, hits_alone = [], [], []
+    pairs, references = choose_pairs(args, source), training_images(source)
+    sheets, hits, hits_alone = [], [], []
     for pair in pairs:
         prompts = [source.captions[i] for i in pair]
-        pictures = draw(pipe, args, *prompts)
-        half = pictures.shape[2] // 2
+        images = draw(pipe, args, *prompts)
+        half = images.shape[2] // 2
         sides = (slice(half), slice(-half, None))
         single = [draw_alone(pipe, args, prompt) for prompt in prompts]
-        for found, both in ((hits, [pictures] * 2), (hits_alone, single)):
-            found.append(
+        for outcomes, both in ((hits, [images] * 2), (hits_alone, single)):
+            outcomes.append(
                 [
                     shows(one[:, :, part], references[:, :, part], source.labels, i)
                     for one, part, i in zip(both, sides, pair, strict=True)
                 ]
             )
-        drawn.append(pictures)
-    options.write_sheet(args, "regions", np.concatenate(drawn), args.seeds)
+        sheets.append(images)
+    options.write_sheet(args, "regions", np.concatenate(sheets), args.seeds)
     left, right = np.moveaxis(np.array(hits), 1, 0)
     alone = shares(*np.moveaxis(np.array(hits_alone), 1, 0), args.bootstrap)
     return {
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> dict:
         "seeds": args.seeds,
         "draw_seed": None if args.left else args.draw_seed,
         **shares(left, right, args.bootstrap),
-        **{k.replace("accuracy", "alone"): found for k, found in alone.items()},
+        **{k.replace("accuracy", "alone"): value for k, value in alone.items()},
         "both_of_pairs": [
             [source.captions[i], source.captions[j], float(share)]
             for (i, j), share in zip(pairs, (left & right).mean(axis=1), strict=True)
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def pairs_of(args: argparse.Namespace, source: sources.EmojiSource) -> np.ndarray:
-    """Indices i64 "n 2" of captions: the given pair, or drawn ones.
+def choose_pairs(args: argparse.Namespace, source: sources.EmojiSource) -> np.ndarray:
+    """Indices i64 "n 2" of captions: the pair of the flags, or random ones.
 
-    UserError for a caption that is none, and for more pairs than there are subgroups.
+    UserError for an unknown caption, and for more pairs than there are subgroups.
     """
     if not args.left and not args.right:
         if args.pairs < 1:
@@ -90,14 +90,14 @@ def pairs_of(args: argparse.Namespace, source: sources.EmojiSource) -> np.ndarra
     for prompt in (args.left, args.right):
         if prompt not in source.captions:
             raise UserError(
-                f"{prompt!r} is no caption of the training emoji: give --left and "
+                f"{prompt!r} is not a caption of the training emoji: give --left and "
                 "--right, or neither"
             )
     return np.array([[source.captions.index(p) for p in (args.left, args.right)]])
 
 
 def draw(pipe: Pipeline, args: argparse.Namespace, left: str, right: str) -> np.ndarray:
-    """Pictures uint8 "n H W 3" of two prompts, one for each half."""
+    """Images uint8 "n H W 3" of two prompts, one for each half."""
     side, cell = pipe.config.data.size_px, pipe.model.codec.factor
     return pipe.sample(
         prompt=left,
@@ -111,24 +111,24 @@ def draw(pipe: Pipeline, args: argparse.Namespace, left: str, right: str) -> np.
 
 
 def draw_alone(pipe: Pipeline, args: argparse.Namespace, prompt: str) -> np.ndarray:
-    """Pictures uint8 "n H H 3" of one prompt, of the same seeds."""
+    """Images uint8 "n H H 3" of one prompt, of the same seeds."""
     seeds = range(args.seeds)
     return pipe.sample(prompt=prompt, seeds=seeds, **options.sampling(args))
 
 
 def shows(
-    halves: np.ndarray, references: np.ndarray, labels: np.ndarray, wanted: int
+    halves: np.ndarray, references: np.ndarray, labels: np.ndarray, target: int
 ) -> np.ndarray:
-    """bool "n": has the nearest reference the label of reference `wanted`?"""
+    """bool "n": whether the nearest reference has the label of reference `target`."""
     index = nearest(np.ascontiguousarray(halves), np.ascontiguousarray(references))
-    return labels[index] == labels[wanted]
+    return labels[index] == labels[target]
 
 
 def shares(left: np.ndarray, right: np.ndarray, replicates: int) -> dict:
     """Means of hits bool "pairs seeds", with intervals over pairs where several are."""
-    drawn = bootstrap.counts(len(left), replicates if len(left) > 1 else 0)
-    found = {}
+    counts = bootstrap.counts(len(left), replicates if len(left) > 1 else 0)
+    figures = {}
     for name, hit in (("left", left), ("right", right), ("both", left & right)):
-        figure = bootstrap.mean_figure(hit.mean(axis=1), drawn)
-        found[f"accuracy_{name}"] = bootstrap.Figure(*np.clip(figure, 0, 1).tolist())
-    return Report(found, {}, []).as_json()
+        figure = bootstrap.mean_figure(hit.mean(axis=1), counts)
+        figures[f"accuracy_{name}"] = bootstrap.Figure(*np.clip(figure, 0, 1).tolist())
+    return Report(figures, {}, []).as_json()

@@ -1,7 +1,7 @@
-"""evaluate sweep: a figure over guidance scales, steps, or models (EMA lengths).
+"""evaluate sweep: figures over guidance scales, steps, or models (EMA lengths).
 
 Every value is one `generate` in a folder of its own, so that a stopped sweep continues.
-The pictures of all values have the same seeds and captions, but for --over first_seed,
+The images of all values have the same seeds and captions, but for --over first_seed,
 which shows how far figures move from one set of seeds to the next. Writes sweep.md, a
 table, and sweep.png, a plot with the intervals (needs matplotlib). Models are given by
 name or directory: the averages of one run over several EMA lengths, for example.
@@ -32,17 +32,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="shipped name or directory")
     parser.add_argument("--over", choices=tuple(OVER), required=True)
     parser.add_argument("--values", nargs="+", required=True)
-    parser.add_argument("--num", type=int, default=5000, help="pictures of each value")
+    parser.add_argument("--num", type=int, default=5000, help="images of each value")
     parser.add_argument("--out", required=True, help="folder of samples and figures")
     sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
     """A metric over guidance scales, steps or models: table and plot."""
-    values = values_of(args)
+    values = parse_values(args)
     if args.bootstrap < 2:
         raise UserError("a sweep shows intervals: give --bootstrap of at least 2")
-    found = options.extractors(args)
+    extractors = options.extractors(args)
     out, rows = Path(args.out).expanduser(), []
     args.work = args.work or args.out  # one bank of the reference for all values
     pipe = Pipeline.load(args.model) if args.over != "model" else None
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict:
         name = value if args.over == "model" else args.model
         folder = out / f"{args.over}-{str(value).strip('/').replace('/', '_')}"
         model = pipe or Pipeline.load(name)
-        rows.append(drawn_and_measured(args, model, name, folder, found))
+        rows.append(drawn_and_measured(args, model, name, folder, extractors))
     names, plotted = figure_names(rows), False
     if is_first():
         (out / "sweep.md").write_text(table(args.over, values, rows, names))
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def values_of(args: argparse.Namespace) -> list:
-    """The values in the type of what is swept. UserError for others."""
+def parse_values(args: argparse.Namespace) -> list:
+    """The values in the type of the swept parameter. UserError if they do not parse."""
     if (args.over == "model") == bool(args.model):
         raise UserError("give --model, or the models as --over model --values A B")
     try:
@@ -89,7 +89,7 @@ def figure_names(rows: list[dict]) -> list[str]:
 
 
 def table(over: str, values: list, rows: list[dict], names: list[str]) -> str:
-    """Markdown, a line a value; the interval stands behind each figure."""
+    """Markdown with one line per value; each figure with its interval."""
     lines = [f"| {over} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for value, row in zip(values, rows, strict=True):
         cells = []
@@ -103,7 +103,7 @@ def table(over: str, values: list, rows: list[dict], names: list[str]) -> str:
 def plot(
     file: Path, over: str, values: list, rows: list[dict], names: list[str]
 ) -> bool:
-    """One panel a figure; False, and a line on stderr, without matplotlib."""
+    """Plot one panel per figure; False, and a line on stderr, without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -112,16 +112,16 @@ def plot(
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
-    named = OVER[over] is str
-    places = range(len(values)) if named else values
+    is_named = OVER[over] is str
+    positions = range(len(values)) if is_named else values
     for index, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, index + 1)
         heights = [row[name] for row in rows]
         reach = [row[f"{name}_95"][1] - row[name] for row in rows]
-        axes.errorbar(places, heights, yerr=reach, marker="o", capsize=3)
+        axes.errorbar(positions, heights, yerr=reach, marker="o", capsize=3)
         axes.set_xlabel(over)
         axes.set_title(name)
-        if named:
-            axes.set_xticks(list(places), [Path(value).name for value in values])
+        if is_named:
+            axes.set_xticks(list(positions), [Path(value).name for value in values])
     figure.savefig(file, dpi=120)
     return True

@@ -26,9 +26,9 @@ from lDM_jax.data import sources
 from lDM_jax.data.scenes import trim
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.evaluation import options
-from lDM_jax.evaluation.commands.prompts import training_pictures
+from lDM_jax.evaluation.commands.prompts import training_images
 from lDM_jax.evaluation.metrics import objects
-from lDM_jax.evaluation.metrics.recognition import nearest, recognise
+from lDM_jax.evaluation.metrics.recognition import nearest, recognize
 from lDM_jax.evaluation.metrics.reconstruction import PEAK, psnr, ssim
 from lDM_jax.from_config import datasets
 from lDM_jax.sampling.pipeline import BATCH, Pipeline
@@ -170,7 +170,9 @@ def object_figures(pipe: Pipeline, args) -> tuple[dict, list]:
     x_hat = draw(pipe, [{key: one[key]} for one in examples], args)
     emoji = EmojiSource(split="train", size_px=136)
     pictures = [trim(emoji[i]["image"]) for i in range(len(emoji))]
-    judge = dict(references=objects.library(pictures), labels=emoji.group_labels)
+    judge = dict(
+        references=objects.make_references(pictures), labels=emoji.group_labels
+    )
     layouts, real = scenes(examples)
     known_layouts, known_pictures = scenes([known[i] for i in range(args.num)])
     mean = np.rint(known_pictures.mean(axis=0)).astype(np.uint8)
@@ -234,8 +236,8 @@ def recognition(pipe: Pipeline, args) -> tuple[dict, list]:
     order = np.random.default_rng(0).permutation(np.unique(source.labels))
     labels = np.resize(order, args.num)
     x_hat = draw(pipe, [{"label": int(label)} for label in labels], args)
-    references = training_pictures(source)
-    result = recognise(x_hat, labels, references=references, labels=source.labels)
+    references = training_images(source)
+    result = recognize(x_hat, labels, references=references, labels=source.labels)
     first = [np.flatnonzero(source.labels == label)[0] for label in labels]
     figures = {"accuracy": result.accuracy, "chance": result.chance}
     return figures, [references[first], x_hat, references[result.nearest]]
@@ -246,8 +248,8 @@ def distance_to_training(pipe: Pipeline, args) -> tuple[dict, list]:
     if pipe.config.data.source != "emoji":
         raise UserError("the nearest pictures are looked for among the emoji only")
     size = dict(size_px=pipe.config.data.size_px)
-    references = training_pictures(EmojiSource(split="train", **size))
-    held = training_pictures(EmojiSource(split=args.split, **size))
+    references = training_images(EmojiSource(split="train", **size))
+    held = training_images(EmojiSource(split=args.split, **size))
     x_hat = draw(pipe, [{}] * args.num, args)
     near, near_held = (references[nearest(x, references)] for x in (x_hat, held))
     figures = {

@@ -1,13 +1,14 @@
-"""How far a figure would move with other pictures: bootstrap intervals.
+"""Bootstrap intervals: how far a figure would move with other images.
 
-A replicate draws as many pictures as there are, with replacement; `counts` says how
-often each was drawn, and a metric weighs its pictures by that. The interval is
+A replicate draws as many images as there are, with replacement; `counts` says how
+often each was drawn, and a metric weighs its images by that. The interval is
 
     figure -+ 1.96 (standard deviation of the replicates)
 
-and not their percentiles: a replicate has fewer different pictures, so the replicates
-of FID and its like lie above the figure by about the bias of the figure itself. The
-interval speaks of the pictures at hand; it knows neither that bias nor the training's.
+and not their percentiles: a replicate has fewer different images, so the replicates
+of FID and similar figures lie above the figure by about the bias of the figure itself.
+The interval covers the choice of images; it covers neither that bias nor the variation
+between trainings.
 Source: Efron and Tibshirani 1993, chapter 6.
 """
 
@@ -27,7 +28,7 @@ class Figure(NamedTuple):
 
 
 def counts(number: int, replicates: int, *, seed: int = 0) -> np.ndarray:
-    """f64 "replicates number": how often each picture is drawn; rows sum to number."""
+    """f64 "replicates number": how often each image is drawn; rows sum to number."""
     rng = np.random.default_rng(seed)
     shares = np.full(number, 1.0 / number)
     return rng.multinomial(number, shares, replicates).astype(np.float64)
@@ -41,7 +42,7 @@ def figure(value: float, replicates: np.ndarray) -> Figure:
     return Figure(float(value), float(value) - reach, float(value) + reach)
 
 
-def mean_figure(values: np.ndarray, drawn: np.ndarray) -> Figure:
-    """The mean of one value a picture "n", and its interval by the counts "r n"."""
+def mean_figure(values: np.ndarray, counts: np.ndarray) -> Figure:
+    """The mean of one value an image "n", and its interval by the counts "r n"."""
     values = np.asarray(values, np.float64)
-    return figure(values.mean(), drawn @ values / len(values))
+    return figure(values.mean(), counts @ values / len(values))

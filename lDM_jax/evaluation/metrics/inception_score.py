@@ -1,9 +1,9 @@
-"""Inception Score: exp of the mutual information of picture and predicted class.
+"""Inception Score: exp of the mutual information of image and predicted class.
 
-    IS = exp( mean_i KL( p(y | x_i) || p(y) ) ),  the mean over splits of pictures
+    IS = exp( mean_i KL( p(y | x_i) || p(y) ) ),  the mean over splits of images
 
-guided-diffusion's splits are 5,000 pictures each, in the order of the pictures, and its
-logits have no bias; torch-fidelity has ten splits of shuffled pictures, also without
+guided-diffusion's splits are 5,000 images each, in the order of the images, and its
+logits have no bias; torch-fidelity has ten splits of shuffled images, also without
 bias. IS is thus the one figure here that depends on the order, where there is more than
 one split. Source: Salimans et al. 2016; Barratt and Sharma 2018 on what it cannot tell.
 """
@@ -11,6 +11,9 @@ one split. Source: Salimans et al. 2016; Barratt and Sharma 2018 on what it cann
 from collections.abc import Iterable
 
 import numpy as np
+
+from lDM_jax.evaluation.comparison import Comparison, Report
+from lDM_jax.evaluation.metrics import bootstrap
 
 SPLIT_IMAGES = 5000
 
@@ -22,33 +25,43 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def score_of_split(logits: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def split_scores(logits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Scores f64 "r" of one split's logits "n c", weighted by the counts "r n".
 
     exp(H(mean_i p_i) - mean_i H(p_i)), which is the score in terms of entropies.
     """
     log_p = log_softmax(logits)
     p = np.exp(log_p)
-    weights = drawn / drawn.sum(axis=1, keepdims=True)
+    weights = counts / counts.sum(axis=1, keepdims=True)
     marginal = weights @ p
     logs = np.log(np.maximum(marginal, np.finfo(np.float64).tiny))
     return np.exp(weights @ (p * log_p).sum(axis=1) - (marginal * logs).sum(axis=1))
 
 
 def inception_score(
-    splits: Iterable[np.ndarray], drawn: np.ndarray
+    splits: Iterable[np.ndarray], counts: np.ndarray
 ) -> tuple[float, np.ndarray]:
     """The mean over splits of logits "n c", and its replicates "r".
 
-    drawn: counts "r N" over all pictures, in the order of the splits; a split of which
-    a replicate drew no picture does not count there.
+    counts: "r N" over all images, in the order of the splits; a split of which
+    a replicate drew no image does not count there.
     """
     scores, replicates, start = [], [], 0
     for logits in splits:
-        part = drawn[:, start : start + len(logits)]
+        part = counts[:, start : start + len(logits)]
         start += len(logits)
         ones = np.ones((1, len(logits)))
-        scores.append(score_of_split(logits, ones)[0])
+        scores.append(split_scores(logits, ones)[0])
         safe = np.where(part.sum(axis=1, keepdims=True) > 0, part, 1.0)
-        replicates.append(score_of_split(logits, safe))
+        replicates.append(split_scores(logits, safe))
     return float(np.mean(scores)), np.mean(replicates, axis=0)
+
+
+def measure(comparison: Comparison, report: Report) -> None:
+    """Report the score of samples whose features include logits."""
+    bank = comparison.samples.bank
+    if bank is None or not bank.has("logits"):
+        return
+    splits = bank.blocks("logits", SPLIT_IMAGES)
+    value, replicates = inception_score(splits, comparison.weights)
+    report.figures[comparison.name("is")] = bootstrap.figure(value, replicates)

@@ -1,17 +1,17 @@
-"""Precision, recall, density, coverage: are samples where pictures are, and all of it?
+"""Precision, recall, density and coverage of manifolds of features.
 
 The manifold of a set is the union of balls around its features, each reaching to the
 k-th nearest other one of the set.
 
     precision  share of samples inside the reference's manifold       k = 3
-    recall     share of reference pictures inside the samples'        k = 3
+    recall     share of reference images inside the samples'        k = 3
     density    mean over samples of (reference balls around it) / k   k = 5
     coverage   share of reference balls that hold a sample            k = 5
 
-Two conventions of precision and recall differ in the features, and must not be mixed:
+Two conventions of precision and recall differ in their features and do not compare:
 the original (Kynkaanniemi et al. 2019) takes VGG16's second dense layer, and equally
-many pictures of both; guided-diffusion's takes InceptionV3's pool and 10,000 reference
-pictures. Density and coverage: Naeem et al. 2020, who count a ball's border as outside;
+many images of both; guided-diffusion's takes InceptionV3's pool and 10,000 reference
+images. Density and coverage: Naeem et al. 2020, who count a ball's border as outside;
 precision and recall count it as inside. Distances are f64: guided-diffusion's are f16
 where these are finite.
 """
@@ -22,30 +22,27 @@ from typing import NamedTuple
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.evaluation.comparison import Comparison, Report
+from lDM_jax.evaluation.metrics import bootstrap
+from lDM_jax.evaluation.metrics.bootstrap import Figure
 
-NEIGHBOUR, DENSITY_NEIGHBOUR = 3, 5
+NEIGHBOR, DENSITY_NEIGHBOR = 3, 5
 BLOCK = 2048
 
-# Makes the features of a set anew, in blocks "m d".
+# Iterates over the features of a set from its beginning, in blocks "m d".
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 class Membership(NamedTuple):
-    """One number a picture; the figures are their means.
+    """One number per image; the figures are their means.
 
-    inside, density: of the samples; recalled, covered: of the reference's pictures.
+    inside, density: of the samples; recalled, covered: of the reference's images.
     """
 
     inside: np.ndarray
     recalled: np.ndarray
     density: np.ndarray
     covered: np.ndarray
-
-
-def blocks_of(features: np.ndarray) -> Blocks:
-    """The blocks of an array "n d"."""
-    starts = range(0, len(features), BLOCK)
-    return lambda: (features[start : start + BLOCK] for start in starts)
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -58,33 +55,33 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(squares, 0.0, out=squares)
 
 
-def squared_radii(blocks: Blocks, neighbours: tuple[int, ...]) -> np.ndarray:
+def squared_radii(blocks: Blocks, neighbors: tuple[int, ...]) -> np.ndarray:
     """f64 "n r": squared distance of every row to its k-th nearest other one.
 
-    UserError for a set of too few pictures.
+    UserError for a set of too few images.
     """
-    found, most = [], max(neighbours)
+    parts, farthest = [], max(neighbors)
     for rows in blocks():
-        nearest = np.full((len(rows), most + 1), np.inf)
+        nearest = np.full((len(rows), farthest + 1), np.inf)
         for others in blocks():
             squares = squared_distances(rows, others)
-            if len(others) > most:
-                squares.partition(most, axis=1)
-            both = np.concatenate([nearest, squares[:, : most + 1]], axis=1)
-            nearest = np.sort(both, axis=1)[:, : most + 1]
-        found.append(np.sort(nearest, axis=1)[:, list(neighbours)])
-    radii = np.concatenate(found)
+            if len(others) > farthest:
+                squares.partition(farthest, axis=1)
+            both = np.concatenate([nearest, squares[:, : farthest + 1]], axis=1)
+            nearest = np.sort(both, axis=1)[:, : farthest + 1]
+        parts.append(np.sort(nearest, axis=1)[:, list(neighbors)])
+    radii = np.concatenate(parts)
     if not np.isfinite(radii).all():
         raise UserError(
-            f"{len(radii)} pictures have no {most}-th nearest other one: give at "
-            f"least {most + 1}"
+            f"{len(radii)} images have no {farthest}-th nearest other one: give at "
+            f"least {farthest + 1}"
         )
     return radii
 
 
 def membership(reference: Blocks, samples: Blocks) -> Membership:
     """Which samples lie in the reference's manifold, and the reverse."""
-    ks = (NEIGHBOUR, DENSITY_NEIGHBOUR)
+    ks = (NEIGHBOR, DENSITY_NEIGHBOR)
     balls, own = squared_radii(reference, ks), squared_radii(samples, ks[:1])[:, 0]
     inside, density = [], []
     recalled, covered = np.zeros(len(balls), bool), np.zeros(len(balls), bool)
@@ -103,7 +100,31 @@ def membership(reference: Blocks, samples: Blocks) -> Membership:
             covered[here] |= within.any(axis=0)
             recalled[here] |= (squares <= reach[:, None]).any(axis=0)
         inside.append(hit)
-        density.append(around / DENSITY_NEIGHBOUR)
+        density.append(around / DENSITY_NEIGHBOR)
     return Membership(
         np.concatenate(inside), recalled, np.concatenate(density), covered
     )
+
+
+def measure(comparison: Comparison, report: Report) -> None:
+    """Report precision, recall, density and coverage."""
+    samples, reference = comparison.samples.bank, comparison.reference.bank
+    if samples is None or reference is None:
+        return
+    if min(samples.count, reference.count) <= DENSITY_NEIGHBOR:
+        text = f"precision and the like need {DENSITY_NEIGHBOR + 1} images a side"
+        report.warnings.append(text)
+        return
+    members = membership(reference.blocks, samples.blocks)
+    replicates, seed = comparison.replicates, comparison.seed
+    others = bootstrap.counts(reference.count, replicates, seed=seed)
+    for stem, values, bank, counts in (
+        ("precision", members.inside, samples, comparison.counts),
+        ("recall", members.recalled, reference, others),
+        ("density", members.density, samples, comparison.counts),
+        ("coverage", members.covered, reference, others),
+    ):
+        figure = bootstrap.mean_figure(values[bank.order], counts)
+        if stem != "density":  # shares
+            figure = Figure(*np.clip(figure, 0.0, 1.0).tolist())
+        report.figures[comparison.name(stem)] = figure

@@ -1,8 +1,8 @@
-"""Does a picture show what was asked for? Judged by the nearest training picture.
+"""Whether samples show their prompts, by the label of the nearest training image.
 
-No learned network: the label of the training picture with the smallest L2 distance over
-all pixels is compared with the prompt's. It is a crude judge, good for comparing runs
-on the embedded data and nothing more.
+No learned network: the label of the training image with the smallest L2 distance over
+all pixels is compared with the prompt's. It is crude and only serves to compare runs
+on the embedded data.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from lDM_jax.core.errors import UserError
 
 
 class Recognition(NamedTuple):
-    """accuracy: share of samples recognised; chance: that of a uniform random guess
-    among the training pictures; nearest i64 "n": index of each nearest picture."""
+    """accuracy: share of samples recognized; chance: that of a uniform random guess
+    among the training images; nearest i64 "n": index of each nearest image."""
 
     accuracy: float
     chance: float
@@ -28,7 +28,7 @@ def nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """
     if images.shape[1:] != references.shape[1:]:
         raise UserError(
-            f"pictures of {images.shape[1:]} cannot be compared with references of "
+            f"images of {images.shape[1:]} cannot be compared with references of "
             f"{references.shape[1:]}"
         )
     a = images.reshape(len(images), -1).astype(np.float64)
@@ -36,18 +36,18 @@ def nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.argmin((b**2).sum(1)[None, :] - 2.0 * (a @ b.T), axis=1)
 
 
-def recognise(
+def recognize(
     images: np.ndarray,
-    wanted: np.ndarray,
+    expected: np.ndarray,
     *,
     references: np.ndarray,
     labels: np.ndarray,
 ) -> Recognition:
-    """Compare the nearest reference's label with the wanted one, "n" of each image."""
+    """Compare the nearest reference's label with the expected label of each image."""
     index = nearest(images, references)
     shares = np.bincount(labels, minlength=labels.max() + 1) / len(labels)
     return Recognition(
-        accuracy=float(np.mean(labels[index] == wanted)),
-        chance=float(np.mean(shares[wanted])),
+        accuracy=float(np.mean(labels[index] == expected)),
+        chance=float(np.mean(shares[expected])),
         nearest=index,
     )

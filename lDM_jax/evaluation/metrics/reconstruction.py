@@ -1,7 +1,7 @@
-"""How well is a picture rebuilt? PSNR, SSIM and LPIPS of each picture.
+"""Reconstruction quality: PSNR, SSIM and LPIPS of each image.
 
-All three see pictures as they would be saved, uint8, and are computed for each picture;
-results are quoted as mean and standard deviation over pictures. (`losses.psnr`, which
+All three see images as they would be saved, uint8, and are computed for each image;
+results are quoted as mean and standard deviation over images. (`losses.psnr`, which
 training logs, sees the network's values before rounding.) The papers of first stages
 quote PSNR, SSIM and PSIM, which is LPIPS with VGG16, without saying more: Rombach et
 al. 2022, table 8.
@@ -22,7 +22,7 @@ K1, K2 = 0.01, 0.03
 
 
 class Summary(NamedTuple):
-    """Over pictures: mean, standard deviation (divided by count, not count - 1)."""
+    """Over images: mean, standard deviation (divided by count, not count - 1)."""
 
     mean: float
     std: float
@@ -50,16 +50,16 @@ def reconstruction_metrics(
     return rows
 
 
-def summarise(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Summary]:
-    """Over all pictures of many batches' metrics; an infinite PSNR stays infinite."""
+def summarize(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Summary]:
+    """Over all images of many batches' metrics; an infinite PSNR stays infinite."""
     batches = list(batches)
-    found = {}
+    summaries = {}
     for name in batches[0] if batches else ():
         values = np.concatenate([rows[name] for rows in batches])
         with np.errstate(invalid="ignore"):
             mean, std = float(values.mean()), float(values.std())
-        found[name] = Summary(mean, std, len(values))
-    return found
+        summaries[name] = Summary(mean, std, len(values))
+    return summaries
 
 
 @typecheck
@@ -79,11 +79,11 @@ def ssim(
     """Structural similarity, at most 1: Wang et al. 2004, eq. 13, in f64.
 
     Gaussian window of 11 px, sigma 1.5 px, K1 0.01, K2 0.03, range 255; of each channel
-    over the positions where the window lies inside the picture, then the mean.
+    over the positions where the window lies inside the image, then the mean.
     """
     if min(x.shape[1:3]) < WINDOW_PX:
         raise UserError(
-            f"SSIM needs pictures of at least {WINDOW_PX} px a side, not "
+            f"SSIM needs images of at least {WINDOW_PX} px a side, not "
             f"{x.shape[1]} x {x.shape[2]}"
         )
     pairs = zip(x_hat.astype(np.float64), x.astype(np.float64), strict=True)
@@ -91,7 +91,7 @@ def ssim(
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of two pictures f64 "H W c"."""
+    """SSIM of two images f64 "H W c"."""
     mean_a, mean_b = _window_mean(a), _window_mean(b)
     variance_a = _window_mean(a * a) - mean_a**2
     variance_b = _window_mean(b * b) - mean_b**2

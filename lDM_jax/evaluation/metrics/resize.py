@@ -1,4 +1,4 @@
-"""How pictures reach a feature network's extent: the field's conventions, by name.
+"""Resizing to a feature network's input: the field's conventions, by name.
 
     legacy   TensorFlow 1's bilinear: position i of the output looks at i * size /
              target of the input, without half pixels and without antialiasing. What
@@ -8,7 +8,7 @@
     clean    PIL's antialiased bicubic on floating-point channels, clipped to [0, 255]
              and not rounded: clean-fid
 
-Without antialiasing the features of a shrunk picture depend on single pixels; which
+Without antialiasing the features of a shrunk image depend on single pixels; which
 convention was used moves FID by more than most papers' gains. Resizing an axis is a
 product with a matrix. Sources: Parmar et al. 2022; TensorFlow's resize_bilinear_op.
 """
@@ -18,9 +18,9 @@ from functools import lru_cache
 import numpy as np
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.data.degrade import cubic
 
 MODES = ("legacy", "pytorch", "clean")
-CUBIC_SLOPE = -0.5
 
 
 @lru_cache(maxsize=64)
@@ -28,23 +28,25 @@ def resize_matrix(mode: str, size: int, target: int) -> np.ndarray:
     """f32 "target size", rows of sum 1; the unit matrix for equal extents."""
     if mode not in MODES:
         raise UserError(f"resize is {mode!r}; valid: {', '.join(MODES)}")
-    found = _bicubic(size, target) if mode == "clean" else _bilinear(mode, size, target)
-    found.setflags(write=False)
-    return found
+    matrix = (
+        _bicubic(size, target) if mode == "clean" else _bilinear(mode, size, target)
+    )
+    matrix.setflags(write=False)
+    return matrix
 
 
 def _bilinear(mode: str, size: int, target: int) -> np.ndarray:
-    """Two neighbours of a position; the last pixel is repeated beyond the border."""
-    place = np.arange(target, dtype=np.float32)
+    """Two neighbors of a position; the last pixel is repeated beyond the border."""
+    position = np.arange(target, dtype=np.float32)
     scale = np.float32(size / target)
     if mode == "legacy":
-        place = place * scale
+        position = position * scale
     else:
         half = np.float32(0.5)
-        place = np.maximum((place + half) * scale - half, np.float32(0))
-    low = np.minimum(place.astype(np.int64), size - 1)
+        position = np.maximum((position + half) * scale - half, np.float32(0))
+    low = np.minimum(position.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
-    share = place - low.astype(np.float32)
+    share = position - low.astype(np.float32)
     matrix = np.zeros((target, size), np.float32)
     np.add.at(matrix, (np.arange(target), low), 1 - share)
     np.add.at(matrix, (np.arange(target), high), share)
@@ -53,17 +55,14 @@ def _bilinear(mode: str, size: int, target: int) -> np.ndarray:
 
 def _bicubic(size: int, target: int) -> np.ndarray:
     """Keys' kernel, widened by the ratio where that is above 1; taps outside the
-    picture are left out and the rest normalised, as PIL does."""
+    image are left out and the rest normalized, as PIL does."""
     if size == target:
         return np.eye(size, dtype=np.float32)
     ratio = size / target
     stretch = max(1.0, ratio)
-    centre = (np.arange(target)[:, None] + 0.5) * ratio
-    distance = np.abs(np.arange(size)[None] + 0.5 - centre) / stretch
-    a, d = CUBIC_SLOPE, np.minimum(distance, 2.0)
-    near = ((a + 2) * d - (a + 3)) * d**2 + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
-    weights = np.where(d <= 1, near, far)
+    center = (np.arange(target)[:, None] + 0.5) * ratio
+    distance = np.abs(np.arange(size)[None] + 0.5 - center) / stretch
+    weights = cubic(distance, a=-0.5)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -1,8 +1,8 @@
 """Mean and covariance of features, streamed, in float64 on the host.
 
-The sums n, sum x and sum x x^T are all that is kept: memory does not grow with the
-number of pictures, and the sums of several hosts add up to those of all pictures. At
-2048 features these are 32 MB. Float32 sums would be wrong in the fourth digit.
+Only the sums n, sum x and sum x x^T are stored: memory does not grow with the
+number of images. At 2048 features these are 32 MB. Float32 sums would be wrong in the
+fourth digit.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from lDM_jax.core.errors import UserError
 
 
 class Gaussian(NamedTuple):
-    """mean f64 "d" and covariance f64 "d d" (over n - 1) of count pictures.
+    """mean f64 "d" and covariance f64 "d d" (over n - 1) of count images.
 
     count 0: not known.
     """
@@ -34,7 +34,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, width: int) -> "Moments":
-        """Of no pictures."""
+        """The moments of no images."""
         return cls(0.0, np.zeros(width), np.zeros((width, width)))
 
     def add(self, features: np.ndarray, weights: np.ndarray | None = None) -> None:
@@ -49,26 +49,16 @@ class Moments:
                 f"{len(self.total)} features"
             )
         if not np.isfinite(rows).all():
-            raise UserError("features are not finite: the pictures or weights are bad")
+            raise UserError("features are not finite: the images or weights are bad")
         weighted = rows if weights is None else rows * weights[:, None]
         self.count += len(rows) if weights is None else float(np.sum(weights))
         self.total += weighted.sum(axis=0)
         self.outer += rows.T @ weighted
 
-    def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets of pictures."""
-        return Moments(
-            self.count + other.count,
-            self.total + other.total,
-            self.outer + other.outer,
-        )
-
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance; UserError for fewer than two pictures."""
+        """Mean and unbiased covariance; UserError for fewer than two images."""
         if self.count < 2:
-            raise UserError(
-                f"a covariance needs at least 2 pictures, not {self.count:g}"
-            )
+            raise UserError(f"a covariance needs at least 2 images, not {self.count:g}")
         mean = self.total / self.count
         scatter = self.outer - self.count * np.outer(mean, mean)
         covariance = (scatter + scatter.T) / (2 * (self.count - 1))
