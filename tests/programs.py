@@ -1,7 +1,10 @@
 """Programs that tests start. Imports nothing heavy: conftest reads QUICK from here."""
 
+import importlib.metadata
 import os
 from pathlib import Path
+
+from lDM_jax.core.startup import KNOWN_BY
 
 ROOT = Path(__file__).parent.parent
 
@@ -10,6 +13,12 @@ QUICK = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
 }
+if importlib.metadata.version("jaxlib").startswith(KNOWN_BY):
+    # An unknown flag would end the process. Together they halve the compilation.
+    QUICK |= {
+        "--xla_cpu_use_fusion_emitters": "false",
+        "--xla_cpu_parallel_codegen_split_count": "1",
+    }
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
