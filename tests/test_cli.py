@@ -10,17 +10,7 @@ import numpy as np
 import pytest
 
 from lDM_jax.weights.checkpoint import load_state
-from tests.programs import ROOT, environment
-
-
-def call(*args):
-    return subprocess.run(
-        [sys.executable, *args],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+from tests.programs import ROOT, call, environment
 
 
 def refused(result, *words):

@@ -4,17 +4,13 @@ Expectations are counts of Unicode's list, PIL's own compositing, coreutils' has
 probabilities; none is an earlier output of this code. The loader: test_data_pipeline.
 """
 
-import io
-import json
 import pickle
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from lDM_jax.core import image
@@ -29,6 +25,7 @@ from lDM_jax.data.transforms import (
     Tokenize,
     compose,
 )
+from tests.toys import write_records
 
 ROOT = Path(__file__).parents[2]
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -102,19 +99,6 @@ def test_flag_of_france_is_blue_white_red_from_left_to_right(emoji):
     assert left[2] > left[0] + 0.5
     assert middle.min() > 0.6
     assert right[0] > right[2] + 0.5
-
-
-def write_records(path, pixels, split="train"):
-    """An ArrayRecord of one emoji, written from the text of the format alone."""
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    header = json.dumps(
-        dict(caption="disc", codepoints="0", group="g", split=split, subgroup="s")
-    ).encode()
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    writer.write(struct.pack("<I", len(header)) + header + png.getvalue())
-    writer.close()
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from lDM_jax.training.workdir import WorkDirectory, compare
 from lDM_jax.weights.checkpoint import load_state
 from tests import toy_run
 from tests.programs import ROOT, environment
-from tests.training.test_loop import final_state, finish, run_here, start, wait_for
+from tests.training.running import final_state, finish, run_here, start, wait_for
 
 LOCK = """
 import os, subprocess, sys, time

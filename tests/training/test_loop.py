@@ -5,63 +5,23 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.sharding import make_mesh
-from lDM_jax.training import loop, recorder
-from lDM_jax.weights.checkpoint import load_ema, load_state
-from tests import toy_run
-from tests.programs import ROOT, environment
-
-
-def program(workdir):
-    return [sys.executable, str(ROOT / "tests" / "toy_run.py"), str(workdir)]
-
-
-def start_command(command):
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=environment(), stdout=pipe, stderr=pipe, text=True
-    )
-
-
-def start(workdir, *settings):
-    return start_command([*program(workdir), *settings])
-
-
-def finish(workdir, *settings):
-    process = start(workdir, *settings)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def run_here(workdir, **changes):
-    """The loop in this process, on all (eight fake) devices."""
-    return loop.run(
-        toy_run.experiment(toy_run.config(**changes)), str(workdir), mesh=make_mesh()
-    )
-
-
-def final_state(workdir):
-    """Every leaf of the newest checkpoint as bytes by name, and its step."""
-    state = load_state(workdir)
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    named = {jax.tree_util.keystr(p): np.asarray(x).tobytes() for p, x in leaves}
-    return named, int(state["step"])
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
+from lDM_jax.training import recorder
+from lDM_jax.weights.checkpoint import load_ema
+from tests.training.running import (
+    final_state,
+    finish,
+    program,
+    run_here,
+    start,
+    start_command,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
