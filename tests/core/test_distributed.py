@@ -7,8 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,18 +16,13 @@ import pytest
 from lDM_jax.core import distributed
 from lDM_jax.core.errors import UserError
 from lDM_jax.weights.checkpoint import load_state
-from tests.programs import ROOT, environment, outputs
+from tests.forks import Fork
+from tests.programs import outputs
+from tests.training.running import PROGRAM
 
 
 def start(workdir, *settings, devices, **more):
-    command = [sys.executable, str(ROOT / "tests" / "toy_run.py"), str(workdir)]
-    return subprocess.Popen(
-        [*command, *settings],
-        env=environment(devices, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Fork(PROGRAM, workdir, *settings, devices=devices, **more)
 
 
 def start_two(workdir, *settings):

@@ -1,4 +1,4 @@
-"""What tests of the latents cache share: the tool, its files, configs that read them."""
+"""What tests of the latents cache share: the tool, its files, and configs for it."""
 
 import hashlib
 

@@ -1,8 +1,5 @@
 """The toy experiment of `tests.toy_run` as a program and in this process."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 
@@ -10,25 +7,19 @@ from lDM_jax.core.sharding import make_mesh
 from lDM_jax.training import loop
 from lDM_jax.weights.checkpoint import load_state
 from tests import toy_run
-from tests.programs import ROOT, environment
+from tests.forks import Fork
+from tests.programs import ROOT
+
+PROGRAM = ROOT / "tests" / "toy_run.py"
 
 
-def program(workdir):
-    return [sys.executable, str(ROOT / "tests" / "toy_run.py"), str(workdir)]
-
-
-def start_command(command):
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=environment(), stdout=pipe, stderr=pipe, text=True
-    )
-
-
-def start(workdir, *settings):
-    return start_command([*program(workdir), *settings])
+def start(workdir, *settings) -> Fork:
+    """The program, which may be killed."""
+    return Fork(PROGRAM, workdir, *settings)
 
 
 def finish(workdir, *settings):
+    """(code, out, err) of the whole program."""
     process = start(workdir, *settings)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
