@@ -38,8 +38,10 @@ def make(name, arg="smoke", **changes):
     ],
 )
 def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
-    rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
-    made = make(name, arg, **rate)
+    changes = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
+    if picture == "reconstruction":
+        changes |= dict(autoencoder__width_mults=(1, 2))  # fewer levels to compile
+    made = make(name, arg, **changes)
     stage, frozen = made.stage, made.frozen
     state = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.step)
