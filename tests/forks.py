@@ -8,9 +8,11 @@ claimed about the start of a process needs `programs.call`.
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 from tests.programs import ROOT, environment
@@ -36,8 +38,9 @@ class Fork:
         # a value for glibc, or the program would start over for huge pages
         settings = environment(devices, GLIBC_TUNABLES="", **more)
         self.args = [str(arg) for arg in args]
-        self._folder = tempfile.TemporaryDirectory()
-        self._streams = [Path(self._folder.name) / name for name in ("out", "err")]
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder)
+        self._streams = [Path(folder) / name for name in ("out", "err")]
         target = self.args, settings, *self._streams
         self._process = CONTEXT.Process(target=become, args=target)
         self._process.start()
