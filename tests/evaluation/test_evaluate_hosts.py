@@ -6,14 +6,13 @@ pictures are equal to the bit.
 
 import json
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from lDM_jax.evaluation.metrics.statistics import Moments
-from tests.programs import ROOT, environment, outputs
+from tests.forks import Fork
+from tests.programs import ROOT, outputs
 from tests.toys import saved
 
 pytestmark = pytest.mark.slow
@@ -21,9 +20,7 @@ COUNT, KNOWN = 37, 21  # five parts and three, the last ones partial
 
 
 def start(*arguments, **more):
-    command = [sys.executable, str(ROOT / "tests" / "toy_evaluate.py"), *arguments]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=environment(2, **more), **pipes)
+    return Fork(ROOT / "tests" / "toy_evaluate.py", *arguments, devices=2, **more)
 
 
 def start_two(*arguments, kill: int = -1):

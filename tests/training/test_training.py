@@ -31,7 +31,7 @@ def make(name, arg="smoke", **changes):
 
 @functools.cache
 def started(name, arg="smoke", **changes) -> tuple:
-    """(experiment, a batch, first state, compiled step) that tests of a config share."""
+    """(experiment, a batch, first state, compiled step) for all tests of a config."""
     rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
     made = make(name, arg, **rate, **changes)
     batch = {k: jnp.asarray(v) for k, v in next(made.iterator).items()}
