@@ -188,7 +188,9 @@ PASSAGE = """\
 
 
 def test_read_names_reads_unicode_s_format():
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     assert list(make_emoji.read_names(PASSAGE)) == [
         ("1F468 200D 1F33E", "man farmer", "People & Body", "person-role"),
         ("0023 FE0F 20E3", "keycap: #", "Symbols", "keycap"),
@@ -208,7 +210,9 @@ def test_read_names_reads_unicode_s_format():
 )
 def test_split_is_that_of_coreutils_sha256sum(codepoints, split):
     """printf CODEPOINTS | sha256sum, modulo 100 with bc."""
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     assert make_emoji.split_of(codepoints) == split
 
 
@@ -216,7 +220,9 @@ def test_split_is_that_of_coreutils_sha256sum(codepoints, split):
     not (FONT.exists() and NAMES.exists()), reason="Debian's font and names needed"
 )
 def test_the_script_makes_the_shipped_file_again(tmp_path):
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     if "Version: 15.0" not in NAMES.read_text(encoding="utf-8"):
         pytest.skip("other Unicode version")
     report = make_emoji.make(FONT, NAMES, out=tmp_path / "emoji.array_record")
@@ -226,7 +232,9 @@ def test_the_script_makes_the_shipped_file_again(tmp_path):
 
 
 def test_script_refuses_bad_input_in_one_line(tmp_path, capsys):
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     font = tmp_path / "font.ttf"
     font.write_bytes(b"not a font")
     out = tmp_path / "out"
@@ -237,7 +245,9 @@ def test_script_refuses_bad_input_in_one_line(tmp_path, capsys):
 
 
 def test_script_leaves_no_half_written_file(tmp_path, monkeypatch):
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
 
     class TornFont:
         def __init__(self, path):

@@ -18,8 +18,8 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
     from diffusers import VQModel
 
     from tests.reference.record_diffusers import build

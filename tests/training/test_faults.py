@@ -214,7 +214,7 @@ def kill_during_a_write(workdir, rng, settings):
     return any(not name.isdigit() for name in os.listdir(folder))
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_kill_minus_nine_during_checkpoint_writes_ends_bit_equal(times, tmp_path):
     rng = np.random.default_rng(seed := secrets.randbits(32))
     settings = ["ballast=1000000", "checkpoint_every_steps=5"]
