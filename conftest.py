@@ -3,6 +3,7 @@
 Programs are kept for the next session, as `lDM_jax.core.startup.keep_programs` says.
 """
 
+import gc
 import os
 
 from tests.programs import QUICK
@@ -31,3 +32,13 @@ from lDM_jax.weights.checkpoint import quiet_orbax  # noqa: E402
 def programs_start_like_this():
     """As train.py does; what a failed read leaves may be collected in a later test."""
     quiet_orbax()
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """What a file's tests have compiled goes with them: it would add up to gigabytes.
+
+    The next file finds what it shares with this one on the disk.
+    """
+    if nextitem is not None and nextitem.path != item.path:
+        jax.clear_caches()
+        gc.collect()

@@ -393,12 +393,6 @@ def draw_many(model: str, requests: list) -> None:
     sys.stderr.write(f"{FLAGS.num} pictures in {FLAGS.npz}\n")
 
 
-def fail(error: object) -> None:
-    """One line on stderr, exit code 2."""
-    os.write(2, error_line("sample.py", error).encode())
-    raise SystemExit(2)
-
-
 def main(argv: list[str]) -> int:
     """The exit code: 2, with one line on stderr, after an error of the user."""
     show_help(argv, __doc__, FLAGS)
@@ -411,7 +405,7 @@ def main(argv: list[str]) -> int:
         else:
             (draw_many if many else draw)(*read_requests())
     except (flags.Error, ValueError, OSError) as error:
-        os.write(2, f"sample.py: error: {' '.join(str(error).split())}\n".encode())
+        os.write(2, error_line("sample.py", error).encode())
         return 2
     return 0
 

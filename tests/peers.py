@@ -16,6 +16,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from scipy import linalg
@@ -143,13 +144,25 @@ def torchvision():
     return modules["torchvision"]
 
 
-def takes_disp() -> bool:
-    """Whether this SciPy's sqrtm still has the argument that FID programs pass."""
-    return "disp" in inspect.signature(linalg.sqrtm).parameters
-
-
 def quietly(function, *arguments):
-    """Call, without the warnings of SciPy about its future and singular matrices."""
+    """Call, without the warnings of SciPy about its future and singular matrices.
+
+    FID programs pass `disp=False` to its sqrtm, which SciPy 1.18 has removed: they get
+    what it returned before.
+    """
+    takes_disp = "disp" in inspect.signature(linalg.sqrtm).parameters
+    root_and_error = (
+        linalg.sqrtm if takes_disp else functools.partial(sqrtm_as_before, linalg.sqrtm)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return function(*arguments)
+        with mock.patch.object(linalg, "sqrtm", root_and_error):
+            return function(*arguments)
+
+
+def sqrtm_as_before(sqrtm, matrix, disp: bool = True):
+    """SciPy's sqrtm up to 1.17: with disp=False the root and its relative error."""
+    root = sqrtm(matrix)
+    if disp:
+        return root
+    return root, linalg.norm(root @ root - matrix, "fro") / linalg.norm(matrix, "fro")

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 def test_both_programs_run_side_by_side_on_the_same_weights():
-    pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
     command = "benchmarks.peers", "emoji", "--repeats", "1", "--steps", "2"
     output = subprocess.check_output([sys.executable, "-m", *command], text=True)
     agreement, *lines = map(json.loads, output.splitlines())

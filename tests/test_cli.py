@@ -1,8 +1,6 @@
 """train.py and sample.py as a user types them: exit codes and one-line errors."""
 
 import json
-import subprocess
-import sys
 import time
 
 import jax
@@ -10,17 +8,8 @@ import numpy as np
 import pytest
 
 from lDM_jax.weights.checkpoint import load_state
-from tests.programs import ROOT, environment
-
-
-def call(*args):
-    return subprocess.run(
-        [sys.executable, *args],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+from tests import programs
+from tests.forks import Fork, call
 
 
 def refused(result, *words):
@@ -41,7 +30,8 @@ def refused(result, *words):
     ],
 )
 def test_help_tells_of_the_program_and_its_flags(program, words, flag):
-    result = call(program, "--seed", flag) if flag == "-h" else call(program, flag)
+    real, forked = programs.call, call  # once as a user starts it
+    result = forked(program, "--seed", flag) if flag == "-h" else real(program, flag)
     assert result.returncode == 0 and not result.stderr
     assert all(word in result.stdout for word in words)
 
@@ -50,7 +40,8 @@ def test_help_tells_of_the_program_and_its_flags(program, words, flag):
 def run_directory(tmp_path_factory):
     """`train.py` on the smoke config: the work directory and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
-    result = call("train.py", "--config=configs/emoji.py:smoke", f"--workdir={workdir}")
+    command = "train.py", "--config=configs/emoji.py:smoke", f"--workdir={workdir}"
+    result = programs.call(*command)
     assert result.returncode == 0, result.stderr
     return workdir, result.stdout
 
@@ -70,13 +61,7 @@ def test_a_killed_run_of_the_real_stage_ends_bit_equal(run_directory, tmp_path):
     """UNet, text transformer, latents cache, data iterator: all of it resumes."""
     workdir = tmp_path / "run"
     command = ["train.py", "--config=configs/emoji.py:smoke", f"--workdir={workdir}"]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Fork(*command)
     while not (workdir / "checkpoints" / "10").exists():
         assert process.poll() is None
         time.sleep(0.02)

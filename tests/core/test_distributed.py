@@ -7,8 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,18 +16,13 @@ import pytest
 from lDM_jax.core import distributed
 from lDM_jax.core.errors import UserError
 from lDM_jax.weights.checkpoint import load_state
-from tests.programs import ROOT, environment
+from tests.forks import Fork
+from tests.programs import outputs
+from tests.training.running import PROGRAM
 
 
 def start(workdir, *settings, devices, **more):
-    command = [sys.executable, str(ROOT / "tests" / "toy_run.py"), str(workdir)]
-    return subprocess.Popen(
-        [*command, *settings],
-        env=environment(devices, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Fork(PROGRAM, workdir, *settings, devices=devices, **more)
 
 
 def start_two(workdir, *settings):
@@ -50,21 +43,6 @@ def start_two(workdir, *settings):
     ]
 
 
-def finish(*processes):
-    """[(code, out, err)]; processes that hang are killed."""
-    found = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            found.append((process.returncode, out, err))
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-    return found
-
-
 def leaves(workdir):
     named = jax.tree_util.tree_leaves_with_path(load_state(workdir))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named}
@@ -81,7 +59,7 @@ def equal(a, b):
 def four(tmp_path_factory):
     """Four devices in one process, sixty steps."""
     workdir = tmp_path_factory.mktemp("four") / "run"
-    ((code, out, err),) = finish(start(workdir, devices=4))
+    ((code, out, err),) = outputs(start(workdir, devices=4))
     assert code == 0, err
     return leaves(workdir)
 
@@ -93,7 +71,7 @@ def test_two_processes_give_what_one_gives(fsdp, four, tmp_path):
     settings = [f"fsdp={fsdp}", "preview_every_steps=30", "eval_every_steps=30"]
     if fsdp > 1:
         settings.append("ballast=65536")
-    (code, out, err), (other_code, other_out, other_err) = finish(
+    (code, out, err), (other_code, other_out, other_err) = outputs(
         *start_two(workdir, *settings)
     )
     assert (code, other_code) == (0, 0), err + other_err
@@ -119,12 +97,12 @@ def test_sigterm_to_one_process_stops_both_at_one_step(four, tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
     two[1].send_signal(signal.SIGTERM)
-    (code, out, err), (other_code, _, other_err) = finish(*two)
+    (code, out, err), (other_code, _, other_err) = outputs(*two)
     assert (code, other_code) == (0, 0), err + other_err
     stopped = int(re.search(r"stopped by a signal at step (\d+)", out)[1])
     assert 10 <= stopped < 60
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
-    ((code, out, err),) = finish(start(workdir, "delay_secs=0.1", devices=4))
+    ((code, out, err),) = outputs(start(workdir, "delay_secs=0.1", devices=4))
     assert code == 0, err
     assert f"continuing from step {stopped}" in out
     equal(leaves(workdir), four)
@@ -138,7 +116,7 @@ def test_a_taken_directory_is_refused_by_both(tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
     try:
-        two = finish(*start_two(workdir, "delay_secs=0.2", "num_steps=1000"))
+        two = outputs(*start_two(workdir, "delay_secs=0.2", "num_steps=1000"))
     finally:
         holder.kill()
         holder.communicate()

@@ -209,6 +209,7 @@ def gradient(stage, frozen, batch, mesh):
     )
 
 
+TWO_LEVELS = {"autoencoder__width_mults": (1, 2)}  # less to compile
 ONE = dict(data=1)
 MESHES = [
     pytest.param(dict(data=8), 1, id="data8", marks=pytest.mark.slow),
@@ -233,7 +234,7 @@ def alone():
         pytest.param(
             "emoji_autoencoder",
             "smoke",
-            {"discriminator__factor": 0.0},
+            {"discriminator__factor": 0.0, **TWO_LEVELS},
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -243,13 +244,14 @@ def alone():
                 "discriminator__factor": 0.0,
                 "loss__codebook_decay": 0.0,
                 "loss__restart_below": 0.0,
+                **TWO_LEVELS,
             },
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "emoji_autoencoder",
             "smoke",
-            {"discriminator__start_steps": 0},
+            {"discriminator__start_steps": 0, **TWO_LEVELS},
             marks=pytest.mark.slow,
             id="game",
         ),

@@ -12,7 +12,7 @@ from lDM_jax.core.startup import KNOWN_BY
 
 SCRIPT = """
 import os, sys
-from lDM_jax.startup import huge_pages
+from lDM_jax.core.startup import huge_pages
 huge_pages(sys.argv[1])
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[2:], sys.flags.utf8_mode)
 """
@@ -49,7 +49,7 @@ def test_huge_pages_are_asked_for_once(tmp_path, kernel, given, expected):
 CONVOLUTION = """
 import sys
 import importlib.metadata
-from lDM_jax.startup import spread_convolutions
+from lDM_jax.core.startup import spread_convolutions
 if sys.argv[1]:
     importlib.metadata.version = lambda name: sys.argv[1]
 if sys.argv[2] == "spread":
@@ -67,7 +67,7 @@ OWN = (
 
 @pytest.mark.skipif(
     not importlib.metadata.version("jaxlib").startswith(KNOWN_BY),
-    reason="startup.KNOWN_BY does not name this jaxlib",
+    reason="core.startup.KNOWN_BY does not name this jaxlib",
 )
 @pytest.mark.parametrize(
     ("version", "call", "given", "by_ynnpack"),
@@ -92,7 +92,7 @@ def test_convolutions_leave_ynnpack_where_the_flag_is_known(
 
 KEEP = """
 import sys
-from lDM_jax.startup import keep_programs
+from lDM_jax.core.startup import keep_programs
 keep_programs(sys.argv[1])
 import jax
 import jax.numpy as jnp

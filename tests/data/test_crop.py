@@ -33,7 +33,7 @@ def smooth(height, width):
 @pytest.mark.live
 @pytest.mark.parametrize("shape", [(100, 140), (61, 40), (30, 30), (20, 33)])
 def test_linear_is_torchs_interpolation_without_antialiasing(shape):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     pixels, size = noise(*shape), 32
     crop = Crop(size, "center", resize_px=size, method="linear")
     scale = size / min(shape)

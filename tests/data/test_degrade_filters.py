@@ -20,7 +20,7 @@ def rng(seed=0):
 @pytest.mark.parametrize("extents", [(8, 12), (31, 17), (7, 90), (64, 48)])
 @pytest.mark.parametrize("method, name", [("linear", "bilinear"), ("cubic", "bicubic")])
 def test_resize_interpolates_as_torch_does(method, name, extents):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     x = rng().random((32, 48, 3), np.float32)
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(x).permute(2, 0, 1)[None], extents, mode=name

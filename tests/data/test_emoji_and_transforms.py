@@ -4,17 +4,13 @@ Expectations are counts of Unicode's list, PIL's own compositing, coreutils' has
 probabilities; none is an earlier output of this code. The loader: test_data_pipeline.
 """
 
-import io
-import json
 import pickle
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from lDM_jax.core import image
@@ -29,6 +25,7 @@ from lDM_jax.data.transforms import (
     Tokenize,
     compose,
 )
+from tests.toys import write_records
 
 ROOT = Path(__file__).parents[2]
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -102,19 +99,6 @@ def test_flag_of_france_is_blue_white_red_from_left_to_right(emoji):
     assert left[2] > left[0] + 0.5
     assert middle.min() > 0.6
     assert right[0] > right[2] + 0.5
-
-
-def write_records(path, pixels, split="train"):
-    """An ArrayRecord of one emoji, written from the text of the format alone."""
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    header = json.dumps(
-        dict(caption="disc", codepoints="0", group="g", split=split, subgroup="s")
-    ).encode()
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    writer.write(struct.pack("<I", len(header)) + header + png.getvalue())
-    writer.close()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +188,9 @@ PASSAGE = """\
 
 
 def test_read_names_reads_unicode_s_format():
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     assert list(make_emoji.read_names(PASSAGE)) == [
         ("1F468 200D 1F33E", "man farmer", "People & Body", "person-role"),
         ("0023 FE0F 20E3", "keycap: #", "Symbols", "keycap"),
@@ -224,7 +210,9 @@ def test_read_names_reads_unicode_s_format():
 )
 def test_split_is_that_of_coreutils_sha256sum(codepoints, split):
     """printf CODEPOINTS | sha256sum, modulo 100 with bc."""
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     assert make_emoji.split_of(codepoints) == split
 
 
@@ -232,7 +220,9 @@ def test_split_is_that_of_coreutils_sha256sum(codepoints, split):
     not (FONT.exists() and NAMES.exists()), reason="Debian's font and names needed"
 )
 def test_the_script_makes_the_shipped_file_again(tmp_path):
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     if "Version: 15.0" not in NAMES.read_text(encoding="utf-8"):
         pytest.skip("other Unicode version")
     report = make_emoji.make(FONT, NAMES, out=tmp_path / "emoji.array_record")
@@ -242,7 +232,9 @@ def test_the_script_makes_the_shipped_file_again(tmp_path):
 
 
 def test_script_refuses_bad_input_in_one_line(tmp_path, capsys):
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
     font = tmp_path / "font.ttf"
     font.write_bytes(b"not a font")
     out = tmp_path / "out"
@@ -253,7 +245,9 @@ def test_script_refuses_bad_input_in_one_line(tmp_path, capsys):
 
 
 def test_script_leaves_no_half_written_file(tmp_path, monkeypatch):
-    make_emoji = pytest.importorskip("lDM_jax.tools.make_emoji")
+    make_emoji = pytest.importorskip(
+        "lDM_jax.tools.make_emoji", reason="needs fontTools of requirements-dev.txt"
+    )
 
     class TornFont:
         def __init__(self, path):

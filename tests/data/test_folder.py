@@ -7,8 +7,6 @@ colors that were drawn, and with what the file formats say.
 import io
 import pickle
 import shutil
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from lDM_jax.data.folder import FolderSource, split_files
 from lDM_jax.data.pipeline import batches_once, loader
 from lDM_jax.data.transforms import Composite, Keep, compose
 from lDM_jax.training import experiment
+from tests.toys import EMPTY, png_header
 
 SPLITS = ("train", "validation", "test")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -215,23 +214,11 @@ def test_the_first_frame_of_an_animation():
     np.testing.assert_allclose(image.decode(data)[1, 1], (*RED, 255), atol=2)
 
 
-def png_header(width, height):
-    """A PNG that claims a size and holds no pixels (W3C PNG, 5.3 and 11.2.2)."""
-
-    def chunk(kind, body):
-        crc = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + crc
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(b""))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("width, height", [(2**14, 2**13 + 1), (60_000, 60_000)])
 def test_a_decompression_bomb_is_refused_by_its_header(width, height):
     with pytest.raises(ValueError, match="exceeds"):
-        image.decode(png_header(width, height))
+        image.decode(png_header(width, height, EMPTY))
 
 
 # Errors and interface

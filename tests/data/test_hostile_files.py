@@ -20,7 +20,7 @@ from lDM_jax.data.folder import FolderSource
 from lDM_jax.data.pipeline import batches_once, loader
 from lDM_jax.data.transforms import Composite, Keep, compose
 from lDM_jax.training import experiment
-from tests.data.test_folder import png_header
+from tests.toys import EMPTY, png_header
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
@@ -75,7 +75,7 @@ def wrecks() -> dict[str, bytes]:
     jpg, png = encoded(rgb, "JPEG"), encoded(rgb, "PNG")
     gif = encoded(rgb, "GIF")
     return {
-        "bomb.png": png_header(60_000, 60_000),
+        "bomb.png": png_header(60_000, 60_000, EMPTY),
         "broken_chunk.png": png[:60] + b"\0" * 40 + png[100:],
         "drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "empty.png": b"",

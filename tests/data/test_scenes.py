@@ -13,7 +13,7 @@ from lDM_jax.data.box_tokens import BoxTokenizer
 from lDM_jax.data.scenes import SceneSource, place_boxes, trim
 from lDM_jax.data.sources import EmojiSource
 from lDM_jax.data.transforms import Composite, Keep, RandomFlip, TokenizeLayout, compose
-from tests.data.test_emoji_and_transforms import write_records
+from tests.toys import write_records
 
 ROOT = Path(__file__).parents[2]
 

@@ -91,7 +91,10 @@ def test_the_example_of_google_s_bert_repository(tmp_path):
 @pytest.fixture(scope="module")
 def reference():
     """transformers' tokenizer in pure Python, which shares no code with ours."""
-    module = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
+    module = pytest.importorskip(
+        "transformers.models.bert.tokenization_bert_legacy",
+        reason="this transformers has no slow BERT tokenizer",
+    )
     return module.BertTokenizerLegacy(str(BERT_VOCAB))
 
 
@@ -108,7 +111,9 @@ def test_hard_texts_agree_with_transformers_python_tokenizer(
 
 
 def test_hard_texts_agree_with_transformers_fast_tokenizer(tokenizer):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs requirements-dev.txt"
+    )
     fast = transformers.BertTokenizerFast(vocab=str(BERT_VOCAB))
     np.testing.assert_array_equal(tokenizer(HARD_TEXTS), padded(fast, HARD_TEXTS))
 
@@ -196,7 +201,9 @@ def test_clip_ids_recorded_from_open_clip():
 @pytest.fixture(scope="module")
 def clip_reference(tmp_path_factory):
     """transformers' tokenizer, from the two files it reads, written from the asset."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs requirements-dev.txt"
+    )
     folder = tmp_path_factory.mktemp("clip")
     vocab, merges = clip_vocabulary()
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")

@@ -13,8 +13,8 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    diffusers = pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
     from diffusers.schedulers import (
         scheduling_ddpm,
         scheduling_euler_ancestral_discrete,

@@ -97,7 +97,7 @@ def test_times_between_the_whole_ones_have_scales_between():
 
 def test_a_target_is_compared_at_its_own_size():
     """Against torch's antialiased bicubic, which others wrote."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     x, y = noise("x", 2, 16, 24, 3), noise("y", 1, 4, 6, 3)
     small = torch.nn.functional.interpolate(
         torch.tensor(np.asarray(x)).permute(0, 3, 1, 2),

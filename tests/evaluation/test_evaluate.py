@@ -18,15 +18,9 @@ from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian, Moments
 from lDM_jax.tools import evaluate
 from tests.reference import rule
+from tests.toys import pictures
 
 COUNT = 300  # more than one part, the last one partial
-
-
-def pictures(seed: int, count: int = COUNT, size: int = 24) -> np.ndarray:
-    """Coloured noise, uint8, every set of its own tint."""
-    rng = np.random.default_rng(seed)
-    tint = rng.integers(0, 128, 3)
-    return (rng.integers(0, 128, (count, size, size, 3)) + tint).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from lDM_jax.from_config import datasets
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.tools import evaluate
 from lDM_jax.weights import directory as weights_directory
-from tests.evaluation.test_task_figures import saved
-from tests.models.test_vit import clip_embeds, toy_clip
+from tests.toy_clip import clip_embeds, toy_clip
+from tests.toys import saved
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 KNOWN, COUNT = 9, 12  # captions are taken in turn, three of them twice

@@ -6,25 +6,21 @@ pictures are equal to the bit.
 
 import json
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from lDM_jax.evaluation.metrics.statistics import Moments
-from tests.core.test_distributed import finish
-from tests.evaluation.test_task_figures import saved
-from tests.programs import ROOT, environment
+from tests.forks import Fork
+from tests.programs import ROOT, outputs
+from tests.toys import saved
 
 pytestmark = pytest.mark.slow
 COUNT, KNOWN = 37, 21  # five parts and three, the last ones partial
 
 
 def start(*arguments, **more):
-    command = [sys.executable, str(ROOT / "tests" / "toy_evaluate.py"), *arguments]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=environment(2, **more), **pipes)
+    return Fork(ROOT / "tests" / "toy_evaluate.py", *arguments, devices=2, **more)
 
 
 def start_two(*arguments, kill: int = -1):
@@ -59,7 +55,7 @@ def flags(model: str, out) -> list[str]:
 def alone(model, tmp_path_factory):
     """(line, folder) of one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    ((code, text, err),) = finish(start(*flags(model, out)))
+    ((code, text, err),) = outputs(start(*flags(model, out)))
     assert code == 0, err
     return json.loads(text), out
 
@@ -95,13 +91,13 @@ def same(out, alone):
 
 def test_two_processes_draw_and_measure_what_one_does(model, alone, tmp_path):
     """And only the first of them speaks; then a reference, written once."""
-    first, second = finish(*start_two(*flags(model, tmp_path / "out")))
+    first, second = outputs(*start_two(*flags(model, tmp_path / "out")))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert json.loads(said(first)) == same(tmp_path / "out", alone)
     assert not said(second) and "warning" in first[2] and "warning" not in second[2]
     out, work = tmp_path / "ref.npz", tmp_path / "work"
     text = f"reference --model={model} --out={out} --work={work} --extractor=emoji"
-    both = finish(*start_two(*text.split()))
+    both = outputs(*start_two(*text.split()))
     assert [code for code, _, _ in both] == [0, 0], both
     moments = Moments.zeros(112)
     folder = alone[1] / "features" / "reference-emoji-clean"
@@ -124,15 +120,15 @@ def test_a_process_killed_while_drawing_and_while_measuring(model, alone, tmp_pa
         two[1].wait(timeout=120)
         assert two[1].returncode < 0
         two[0].kill()  # it waits for the other one
-        finish(*two)
+        outputs(*two)
         assert (out / "samples.npz").exists() == (kill == 2)
         assert not (out / "metrics.jsonl").exists()
-    both = finish(*start_two(*flags(model, out)))
+    both = outputs(*start_two(*flags(model, out)))
     assert [code for code, _, _ in both] == [0, 0], both
     same(out, alone)
 
 
 def test_what_runs_in_one_process_says_so(model):
-    both = finish(*start_two("recon", "--model=emoji_kl_f8"))
+    both = outputs(*start_two("recon", "--model=emoji_kl_f8"))
     assert [code for code, _, _ in both] == [2, 2]
     assert "recon runs in one process" in both[0][2]

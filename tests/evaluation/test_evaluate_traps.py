@@ -30,8 +30,7 @@ from lDM_jax.from_config import networks
 from lDM_jax.models import inception
 from lDM_jax.sampling import bulk
 from lDM_jax.sampling.request import Request
-from tests.evaluation.test_evaluate import pictures
-from tests.tasks.test_tasks import drawn
+from tests.toys import drawn, pictures, with_config
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +212,7 @@ def test_a_picture_s_features_do_not_depend_on_its_companions(emoji):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """(arguments, toy pipeline, extractors) of a small `generate`."""
-    pipe = drawn("emoji_class")
-    pipe.config.num_classes = 3
-    pipe.config.data.limit = 20
+    pipe = with_config(drawn("emoji_class"), num_classes=3, data__limit=20)
     parser = argparse.ArgumentParser()
     generate.arguments(parser)
     text = f"--model=emoji --num=14 --out={tmp_path} --steps=2 --batch=8 --bootstrap=2"

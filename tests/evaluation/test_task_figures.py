@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,20 +12,9 @@ from lDM_jax.evaluation.commands import prompts, task
 from lDM_jax.evaluation.metrics import objects
 from lDM_jax.from_config import datasets
 from lDM_jax.tools import evaluate
-from lDM_jax.weights import directory as weights_directory
-from tests.tasks.test_tasks import drawn
+from tests.toys import drawn, saved
 
 PLAIN = (0.25, 0.5, 0.5, 0.25)
-
-
-def saved(name: str, path, **changes) -> str:
-    pipe = drawn(name)
-    for key, value in changes.items():
-        pipe.config[key] = value
-    weights_directory.save(
-        path / name, pipe.config.to_dict(), jax.device_get(pipe.params)
-    )
-    return str(path / name)
 
 
 def run(model: str, *flags: str, capsys) -> dict:

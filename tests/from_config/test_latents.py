@@ -3,7 +3,6 @@
 Expectations are the first stage's own output and numpy's rounding to half precision.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -19,34 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common, emoji_autoencoder, stable_diffusion_1_5
+from configs import emoji_autoencoder, stable_diffusion_1_5
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.latents_cache import LatentsSource, Pick, Plan, read_plan, write_shard
 from lDM_jax.diffusion.codec import Codec
 from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config import encode_latents as encode_latents_lib
-from lDM_jax.tools import encode_latents
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
 
 ROOT = Path(__file__).parents[2]
-SMOKE = "configs/emoji_class.py:smoke"
-SMALL = ["--shard_size", "16", "--batch_size", "8"]
-
-
-def run(out, *flags, config=SMOKE, first_stage="identity"):
-    """The tool; without a first stage, where it does not matter, moments are pixels."""
-    flags = [*SMALL, "--set", f"first_stage.path={first_stage}", *flags]
-    return encode_latents.main(["--config", config, "--out", str(out), *flags])
-
-
-def settings(path, task="class", source="latents", **data):
-    config = common.emoji(task)
-    config.num_classes = 99
-    config = common.finish(config, "smoke").unlock()
-    config.first_stage.path = "identity"
-    config.data.update(dict(source=source, path=str(path), **data))
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +111,6 @@ def test_mirroring_is_drawn_with_its_probability():
     assert abs(share(Pick(draws=2)) - 0.5) < 5 * 0.5 / 2000**0.5
     with pytest.raises(UserError, match="no mirror images"):
         Pick(flip=0.5)
-
-
-def digests(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 def test_what_is_missing_is_encoded_again_to_the_same_bytes(cache, tmp_path):

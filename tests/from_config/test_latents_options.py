@@ -18,7 +18,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data.latents_cache import LatentsSource
 from lDM_jax.from_config import datasets, encode_latents, networks
 from lDM_jax.training import experiment
-from tests.from_config.test_latents import digests, run, settings
+from tests.from_config.encoding import digests, run, settings
 
 BAD = (5, *range(16, 32), 40)  # one of shard 0, all of shard 1, one of shard 2
 

@@ -29,7 +29,7 @@ from lDM_jax.from_config.config_file import read_config
 from lDM_jax.sampling import request as request_lib
 from lDM_jax.training import experiment
 from lDM_jax.training.workdir import compare
-from tests.test_cli import call
+from tests.forks import call
 
 ROOT = Path(__file__).parents[2]
 KINDS = {

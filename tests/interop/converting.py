@@ -19,8 +19,8 @@ from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
 from lDM_jax.tools import convert as tool
 from lDM_jax.weights import directory as weights_directory
-from tests.models.test_parity_original import ORIGINAL
 from tests.reference import released, rule
+from tests.reference.rule import ORIGINAL
 
 TARGET = "ldm.models.diffusion.ddpm.LatentDiffusion"
 

@@ -25,8 +25,8 @@ from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
 from lDM_jax.weights import name_maps, torch_file
 from tests.interop.converting import hollow, refusal, run
-from tests.models.test_parity_original import ORIGINAL, arrays
 from tests.reference import rule, toy
+from tests.reference.rule import ORIGINAL
 
 TOLERANCE = 1e-4
 TOY = str(rule.FOLDER / "torch" / "toy_kl.ckpt")
@@ -164,7 +164,7 @@ def test_scale_factor_of_the_yaml(tmp_path):
 def check_original_outputs(folder: str, out) -> None:
     """What the directory computes is what the original program computed."""
     config, params = networks.load_trained(str(out))
-    network, io = networks.autoencoder(config.autoencoder), arrays(folder)
+    network, io = networks.autoencoder(config.autoencoder), rule.original_arrays(folder)
 
     def compute(network: Autoencoder, image):
         moments = network.moments(image)

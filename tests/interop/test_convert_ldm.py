@@ -34,7 +34,6 @@ from tests.interop.converting import (
     run,
     written,
 )
-from tests.models.test_parity_original import arrays
 from tests.reference import released, rule
 
 TOLERANCE = 1e-4
@@ -219,7 +218,7 @@ def condition(model, params, frozen, io) -> Cond:
 )
 def test_what_the_original_predicts(folder, flags, tmp_path, capsys):
     """The file -> the converter's directory -> the recorded predictions."""
-    io = arrays(folder)
+    io = rule.original_arrays(folder)
     kinds = ["eps_ema", "eps"] if "eps_ema" in io else ["eps"]
     for name in kinds:
         out = tmp_path / name
@@ -238,7 +237,7 @@ def test_what_the_original_predicts(folder, flags, tmp_path, capsys):
 
 def test_the_table_of_heads(tmp_path, capsys):
     """`auto` takes one head for the ImageNet model of 2021: another recorded file."""
-    io = arrays("ldm_cin_f8_onehead")
+    io = rule.original_arrays("ldm_cin_f8_onehead")
     text, state = recorded("ldm_cin_f8_head")  # equal shapes: this is the hazard
     assert run(*written(tmp_path, text, state), "--weights", "raw") == 0
     assert "heads: 1 (as in the released model" in capsys.readouterr().out
@@ -268,7 +267,7 @@ def ddim(model, params, z, steps: int, cond, null=None, guidance: float = 1.0):
 @pytest.mark.slow
 def test_what_the_original_samples(tmp_path):
     """50 steps of DDIM on averaged weights, and the pixels of what it recorded."""
-    io = arrays("ldm_celeba")
+    io = rule.original_arrays("ldm_celeba")
     model, params, frozen = converted("ldm_celeba", tmp_path)
     z = ddim(model, params, io["xT"], 50, Cond())
     scale = io["ddim50_ema"].std()  # of 80 under random weights
@@ -280,7 +279,7 @@ def test_what_the_original_samples(tmp_path):
 @pytest.mark.slow
 def test_what_the_original_samples_of_a_text(tmp_path):
     """20 steps with guidance 3 against all-zero tokens, and the pixels."""
-    io = arrays("ldm_txt2img")
+    io = rule.original_arrays("ldm_txt2img")
     model, params, frozen = converted("ldm_txt2img", tmp_path)
     cond = condition(model, params, frozen, io)
     null = {"tokens": np.zeros_like(io["tokens"], np.int32)}

@@ -15,8 +15,8 @@ from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop.diffusers import write as to_diffusers
 from lDM_jax.models import boxes
 from lDM_jax.models.layers import SpatialTransformer
-from tests.models.test_conditioners import small
 from tests.reference import rule
+from tests.toys import small
 
 # on the corners' grid of 300 tokens: 16 cells a side
 LEFT, RIGHT = (0.0, 0.25, 0.5, 0.5), (0.5, 0.0, 0.25, 1.0)

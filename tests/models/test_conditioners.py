@@ -1,7 +1,5 @@
 """Conditions: every encoder and its null, what the frozen networks derive."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,21 +11,10 @@ from lDM_jax.from_config import networks
 from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.conditioners import AsItIs, ClassConditioner, SpatialRescaler
 from tests.reference import rule
+from tests.toys import small
 
 KEEP = jnp.zeros(2, bool)
 DROP_SECOND = jnp.array([False, True])
-
-
-def small(name: str, **changes):
-    config = importlib.import_module(f"configs.{name}").get_config("smoke").unlock()
-    for key, value in changes.items():
-        *sections, field = key.split("__")
-        target = config
-        for section in sections:
-            target = target[section]
-        with target.ignore_type():
-            target[field] = value
-    return config
 
 
 def made(config):

@@ -17,7 +17,7 @@ from lDM_jax.evaluation import extractors, sides
 from lDM_jax.evaluation.metrics.frechet import FrechetDistance
 from lDM_jax.evaluation.metrics.statistics import Gaussian
 from lDM_jax.models import inception, vgg16
-from tests.peers import peer, quietly, takes_disp, torchvision
+from tests.peers import peer, quietly, torchvision
 from tests.reference import rule
 
 BLOCKS = {
@@ -194,8 +194,6 @@ def test_pytorch_fid_from_files_to_the_figure(pytorch_fid, theirs, folders, tmp_
         close(ours.pool.covariance, covariance)
         for pair, found in zip(pairs, (ours.pool, (mean, covariance)), strict=True):
             pair.append(Gaussian(found[0][:256], found[1][:256, :256]))
-    if not takes_disp():
-        pytest.skip("this SciPy's sqrtm does not take what pytorch-fid passes")
     numbers = [number for gaussian in pairs[1] for number in gaussian[:2]]
     fid = quietly(pytorch_fid.calculate_frechet_distance, *numbers)
     # its root of a singular matrix is good to about 1e-3 of the distance

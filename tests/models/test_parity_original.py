@@ -26,8 +26,8 @@ from lDM_jax.models.bert_text import TextTransformer
 from lDM_jax.models.unet import UNet
 from lDM_jax.weights import name_maps
 from tests.reference import rule
+from tests.reference.rule import ORIGINAL
 
-ORIGINAL = rule.FOLDER / "original"
 TOLERANCE = 1e-4
 UNET_PREFIX = "model.diffusion_model."
 
@@ -60,12 +60,6 @@ UNETS = {
 }
 
 
-def arrays(folder: str) -> dict:
-    """The recorded arrays of a folder, images as NHWC."""
-    io = rule.read_arrays(ORIGINAL / folder / "io.npz")
-    return {name: rule.last(a) if a.ndim == 4 else a for name, a in io.items()}
-
-
 def weights(folder: str, prefix: str, names, draw=rule.weight) -> dict:
     """Variables from the original's own list of names, drawn by the rule."""
     shapes = rule.read_shapes(ORIGINAL / folder / "keys.tsv.gz", prefix)
@@ -88,7 +82,7 @@ def compiled_unet(folder: str):
 
     Guided trajectories evaluate [null, cond]: for them the rows stand twice.
     """
-    io = arrays(folder)
+    io = rule.original_arrays(folder)
     twice = 2 if folder == "ldm_txt2img" else 1
 
     def rows(a):
@@ -118,7 +112,7 @@ def assert_close_in_scale(ours, theirs):
 
 @pytest.mark.parametrize("folder", ["fs_kl-f8", "fs_vq-f4", "fs_vq-f16"])
 def test_autoencoder(folder):
-    network, io = AUTOENCODERS[folder], arrays(folder)
+    network, io = AUTOENCODERS[folder], rule.original_arrays(folder)
     variables = weights(folder, "", tables.autoencoder_names(network))
 
     def run(network: Autoencoder, image):
@@ -144,7 +138,7 @@ def test_autoencoder(folder):
 
 @pytest.mark.parametrize("folder", UNETS)
 def test_unet(folder):
-    io = arrays(folder)
+    io = rule.original_arrays(folder)
     apply, (variables, *inputs) = compiled_unet(folder)
     assert_close(apply(variables, *inputs)[: len(io["eps"])], io["eps"])
     if "eps_ema" in io:
@@ -157,7 +151,9 @@ def test_head_conventions_are_told_apart():
     one, (variables, *_) = compiled_unet("ldm_cin_f8_onehead")
     _, (same, *inputs) = compiled_unet("ldm_cin_f8_head")
     jax.tree.map(np.testing.assert_array_equal, variables, same)
-    difference = one(variables, *inputs) - arrays("ldm_cin_f8_head")["eps"]
+    difference = (
+        one(variables, *inputs) - rule.original_arrays("ldm_cin_f8_head")["eps"]
+    )
     assert np.abs(difference).max() > 100 * TOLERANCE
 
 
@@ -170,7 +166,7 @@ def transformer():
 
 
 def test_text_transformer(transformer):
-    io = arrays("ldm_txt2img")
+    io = rule.original_arrays("ldm_txt2img")
     apply, variables = transformer
     assert_close(apply(variables, io["tokens"].astype(np.int32)), io["context"])
 
@@ -212,7 +208,7 @@ def run(denoise, z, process, steps: int, sampler: str):
 
 
 def test_ddim_trajectory_of_ema_weights_and_its_pixels():
-    io = arrays("ldm_celeba")
+    io = rule.original_arrays("ldm_celeba")
     apply, _ = compiled_unet("ldm_celeba")
     variables = unet_weights("ldm_celeba", rule.ema_weight)
     process = Process.discrete(linear_start=0.0015, linear_end=0.0195)
@@ -225,7 +221,7 @@ def test_ddim_trajectory_of_ema_weights_and_its_pixels():
 @pytest.mark.parametrize("sampler", ["ddim", "plms"])
 def test_guided_text_trajectory(sampler, transformer):
     """20 steps, guidance 3 against all-zero tokens."""
-    io = arrays("ldm_txt2img")
+    io = rule.original_arrays("ldm_txt2img")
     apply, (variables, *_) = compiled_unet("ldm_txt2img")
     encode, text = transformer
     cond = Cond(context=encode(text, io["tokens"].astype(np.int32)))

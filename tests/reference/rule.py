@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 FOLDER = Path(__file__).parent
+ORIGINAL = FOLDER / "original"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -69,6 +70,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def last(image: np.ndarray) -> np.ndarray:
     """NCHW -> NHWC."""
     return np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+
+
+def original_arrays(folder: str) -> dict[str, np.ndarray]:
+    """The arrays recorded in a folder of ORIGINAL, images as NHWC."""
+    io = read_arrays(ORIGINAL / folder / "io.npz")
+    return {name: last(a) if a.ndim == 4 else a for name, a in io.items()}
 
 
 @functools.cache

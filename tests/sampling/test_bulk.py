@@ -6,7 +6,7 @@ import pytest
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import bulk
 from lDM_jax.sampling.request import Request
-from tests.tasks.test_tasks import difference, drawn
+from tests.toys import difference, drawn, with_config
 
 COUNT = 11
 
@@ -14,9 +14,7 @@ COUNT = 11
 @pytest.fixture(scope="module")
 def pipe():
     """A class-conditional toy of three classes."""
-    made = drawn("emoji_class")
-    made.config.num_classes = 3
-    return made
+    return with_config(drawn("emoji_class"), num_classes=3)
 
 
 def request(pipe) -> Request:

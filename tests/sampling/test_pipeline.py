@@ -1,47 +1,15 @@
 """The pipeline on a toy model with random weights: what a user is promised."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import emoji
 from lDM_jax.core.errors import UserError
-from lDM_jax.from_config import networks
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.sampling.pipeline import BATCH
 from lDM_jax.sampling.programs import SamplingSpec
 from lDM_jax.sampling.request import Request
 from lDM_jax.weights import directory as weights_directory
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    """A weights directory of a toy text model whose last layer is not zero."""
-    config = emoji.get_config("smoke").unlock()
-    config.process.kind, config.sample.sampler = "discrete", "ddim"
-    config.first_stage.scale = 1.0
-    codec, _ = networks.first_stage(config)
-    model = networks.model(config, codec)
-    batch = {"tokens": jnp.zeros((1, config.text.max_length), jnp.int32)}
-    size = config.data.size_px
-    z0 = jnp.zeros((1, *codec.latent_shape(size, size)))
-    params = jax.jit(model.init)(jax.random.key(0), batch, z0)
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)
-    leaves = [leaf + 0.1 * rng.standard_normal(leaf.shape) for leaf in leaves]
-    path = tmp_path_factory.mktemp("models") / "toy"
-    weights_directory.save(path, config.to_dict(), jax.tree.unflatten(tree, leaves))
-    return path
-
-
-@pytest.fixture(scope="module")
-def pipe(directory):
-    return Pipeline.load(str(directory))
-
-
-def difference(a, b):
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
+from tests.toys import difference
 
 
 def test_an_image_depends_on_its_seed_and_request_only(pipe):

@@ -17,7 +17,7 @@ from lDM_jax.models.lpips import LPIPS
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.sampling import preview
 from lDM_jax.sampling.request import Request
-from tests.tasks.test_tasks import PICTURE, difference, drawn
+from tests.toys import PICTURE, difference, drawn
 
 SMALL = np.full((8, 8, 3), 255, np.uint8)
 

@@ -18,11 +18,7 @@ from lDM_jax.models.layers import Attention, region_mask
 from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.request import Request, RequestPixels
 from tests.reference import rule
-from tests.sampling.test_pipeline import (
-    difference,
-    directory,  # noqa: F401
-    pipe,  # noqa: F401
-)
+from tests.toys import difference
 
 T = jnp.zeros(2, jnp.int32)
 

@@ -21,8 +21,7 @@ from lDM_jax.studio.run import Run
 from lDM_jax.studio.served import Served
 from lDM_jax.studio.tabs import inpaint, regions
 from lDM_jax.tools import studio as command
-from tests.studio.test_studio_limits import png
-from tests.tasks.test_tasks import PICTURE, difference, drawn
+from tests.toys import PICTURE, difference, drawn, png
 
 STEPS = 6
 HALF = np.zeros((32, 32), np.int32)

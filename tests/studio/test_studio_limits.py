@@ -2,9 +2,7 @@
 
 import asyncio
 import base64
-import io
 import json
-import struct
 import threading
 import time
 import zlib
@@ -12,7 +10,6 @@ import zlib
 import numpy as np
 import pytest
 
-from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.studio import files, fragments, limits, session
@@ -20,25 +17,7 @@ from lDM_jax.studio.middleware import MAX_BODY, SecurityMiddleware
 from lDM_jax.studio.player import View
 from lDM_jax.studio.queue import FairLock
 from lDM_jax.studio.session import Sessions
-from tests.tasks.test_tasks import PICTURE
-
-
-def png(pixels=PICTURE, request=None) -> bytes:
-    file = io.BytesIO()
-    image.save_png(file, pixels, request=request)
-    return file.getvalue()
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    crc = struct.pack(">I", zlib.crc32(kind + body))
-    return struct.pack(">I", len(body)) + kind + body + crc
-
-
-def bare(width: int, height: int, *more: bytes) -> bytes:
-    """A PNG's head that promises such an extent, without its pixels."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more)
-
+from tests.toys import EMPTY, chunk, png, png_header
 
 BOMB = chunk(b"zTXt", b"lDM_jax\0\0" + zlib.compress(b" " * 2**28, 1))
 DEEP = b"[" * 100_000
@@ -53,10 +32,10 @@ HOSTILE = {
     "pickle": b"\x80\x04cos\nsystem\n",
     "zeros": bytes(1000),
     "cut png": png()[:300],
-    "head only": bare(64, 64),
-    "huge extent": bare(60_000, 60_000, chunk(b"IDAT", zlib.compress(b""))),
-    "no extent": bare(0, 0),
-    "text bomb": bare(8, 8, BOMB, chunk(b"IDAT", zlib.compress(bytes(200)))),
+    "head only": png_header(64, 64),
+    "huge extent": png_header(60_000, 60_000, EMPTY),
+    "no extent": png_header(0, 0),
+    "text bomb": png_header(8, 8, BOMB, chunk(b"IDAT", zlib.compress(bytes(200)))),
     "cut jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(40),
     "cut gif": b"GIF89a\xff\xff\xff\xff\x00\x00\x00",
     "cut webp": b"RIFF\x10\x00\x00\x00WEBPVP8 " + bytes(8),

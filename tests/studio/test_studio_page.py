@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("selenium")
+pytest.importorskip("selenium", reason="needs requirements-dev.txt")
 
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402

@@ -8,18 +8,18 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lDM_jax.core.arrays import Array, Bool, Float, typecheck
 from lDM_jax.core.errors import UserError
 from lDM_jax.from_config import datasets
-from lDM_jax.models.conditioners import zero_rows
 from lDM_jax.sampling.request import Request
 from lDM_jax.tasks.registry import TASKS, register
 from lDM_jax.tasks.task import Condition, Task
 from lDM_jax.training import experiment
-from tests.tasks.test_tasks import difference, drawn, smoke
+from tests.toys import difference, drawn, smoke
 
 
 class Ray(nn.Module):
@@ -33,7 +33,8 @@ class Ray(nn.Module):
         self, value: Float[Array, "b 1"], drop: Bool[Array, " b"], train: bool = False
     ) -> Float[Array, "b e"]:
         del train
-        return zero_rows(nn.Dense(self.width, name="direction")(value), drop)
+        vector = nn.Dense(self.width, name="direction")(value)
+        return jnp.where(drop[:, None], 0, vector)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Tasks from data to request: what training reads, what a user may ask for."""
 
-import importlib
 import json
 
 import jax
@@ -11,7 +10,6 @@ import pytest
 from lDM_jax.core import image, rng
 from lDM_jax.core.errors import UserError
 from lDM_jax.data import pipeline as data_pipeline
-from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.sampling import request as request_lib
@@ -21,18 +19,7 @@ from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.tasks.task import Settings
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
-
-PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-HOLE = np.zeros((32, 32), np.uint8)
-HOLE[8:20, 8:20] = 255
-
-
-def smoke(name: str):
-    config = importlib.import_module(f"configs.{name}").get_config("smoke").unlock()
-    config.first_stage.scale = 1.0
-    # one process and sampler for all tasks: what is tested here is not theirs
-    config.process.kind, config.sample.sampler = "discrete", "ddim"
-    return datasets.resolve(config)
+from tests.toys import HOLE, PICTURE, difference, drawn, smoke
 
 
 def rows(name: str) -> dict:
@@ -81,27 +68,9 @@ def test_data_without_the_condition_is_refused():
         experiment.source(config, "train")
 
 
-def drawn(name: str) -> Pipeline:
-    """A pipeline of toy networks with drawn weights, also where zeros begin."""
-    config = smoke(name)
-    codec, first_stage = networks.first_stage(config)
-    model = networks.model(config, codec)
-    shell = Pipeline(config, model, {}, networks.frozen(config, first_stage))
-    shapes = shell.trained.abstract_params
-    draw = np.random.default_rng(0).standard_normal
-    params = jax.tree.map(
-        lambda leaf: 0.2 * draw(leaf.shape).astype(np.float32), shapes
-    )
-    return Pipeline(config, model, params, shell.frozen)
-
-
 @pytest.fixture(scope="module")
 def class_pipe() -> Pipeline:
     return drawn("emoji_class")
-
-
-def difference(a, b) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def test_image_to_image_goes_from_the_image_to_another(class_pipe):

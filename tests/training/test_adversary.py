@@ -124,32 +124,30 @@ def test_adaptive_weight_is_a_ratio_of_norms_with_a_ceiling():
     assert float(losses.adaptive_weight(rec, 0 * gen)) == pytest.approx(1e4)
 
 
-def adversarial_stage(*, start_steps, codes=None, **options):
-    network = Autoencoder(**SMALL, num_codes=codes)
+@pytest.fixture(scope="module")
+def game():
+    """(first state, compiled step, its traces); the discriminator wakes at step 2."""
     adversary = Adversary(
         PatchDiscriminator(width=8, num_layers=1),
         optax.adam(1e-3),
-        start_steps=start_steps,
+        start_steps=2,
         weight=0.5,
     )
-    return stage1.AutoencoderStage(
-        network,
-        optax.adam(1e-3),
-        image_size_px=16,
-        adversary=adversary,
-        **options,
+    network, optimizer = Autoencoder(**SMALL), optax.adam(1e-3)
+    stage = stage1.AutoencoderStage(
+        network, optimizer, image_size_px=16, adversary=adversary
     )
-
-
-def test_the_discriminator_sleeps_then_wakes_without_a_retrace():
-    stage, traces = adversarial_stage(start_steps=2), []
+    traces = []
 
     def counted(*args):
         traces.append(1)
         return stage.step(*args)
 
-    step = jax.jit(counted)
-    state = jax.jit(stage.init)(jax.random.key(0))
+    return jax.jit(stage.init)(jax.random.key(0)), jax.jit(counted), traces
+
+
+def test_the_discriminator_sleeps_then_wakes_without_a_retrace(game):
+    state, step, traces = game
     batch = {"image": jnp.asarray(np.tanh(rule.noise("x", (2, 16, 16, 3))))}
     players, weights = [state.discriminator.variables], []
     for number in range(4):
@@ -165,15 +163,14 @@ def test_the_discriminator_sleeps_then_wakes_without_a_retrace():
     assert weights[:2] == [0, 0] and min(weights[2:]) > 0
 
 
-def test_the_sleeping_game_changes_nothing_for_the_autoencoder():
+def test_the_sleeping_game_changes_nothing_for_the_autoencoder(game):
     network = Autoencoder(**SMALL)
     plain = stage1.AutoencoderStage(network, optax.adam(1e-3), image_size_px=16)
-    game = adversarial_stage(start_steps=10)
     batch = {"image": jnp.asarray(np.tanh(rule.noise("x", (2, 16, 16, 3))))}
+    alone = jax.jit(plain.init)(jax.random.key(0)), jax.jit(plain.step)
     ends = []
-    for stage in (plain, game):
-        state = jax.jit(stage.init)(jax.random.key(0))
-        state, _ = jax.jit(stage.step)(state, {}, batch, jax.random.key(1))
+    for state, step in (alone, game[:2]):
+        state, _ = step(state, {}, batch, jax.random.key(1))
         ends.append(state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
 
@@ -226,7 +223,10 @@ def test_dead_codes_restart_at_latents_of_the_batch():
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_a_vq_stage_revives_a_codebook_that_is_far_away(decay):
     objective = stage1.Objective(codebook_decay=decay, restart_below=0.02)
-    stage = adversarial_stage(start_steps=100, codes=64, objective=objective)
+    network = Autoencoder(**SMALL | dict(width_mults=(1,)), num_codes=64)
+    stage = stage1.AutoencoderStage(
+        network, optax.adam(1e-3), image_size_px=16, objective=objective
+    )
     state = jax.jit(stage.init)(jax.random.key(0))
     far = 100.0 + stage1.codebook_of(state.params)
     params = stage1.with_codebook(state.params, far)

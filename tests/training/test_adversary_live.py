@@ -7,6 +7,7 @@ a usual eps, an element whose gradient is rounding noise would move by a full st
 random direction, so eps is set to the gradients' scale.
 """
 
+import functools
 import warnings
 
 import jax
@@ -17,8 +18,10 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
+    from diffusers import VQModel
+
     from tests.reference.record_diffusers import build
 
 from lDM_jax.core import rng
@@ -39,13 +42,26 @@ pytestmark = [
 
 NETWORKS = {
     "kl": Autoencoder(32, (1, 2), 1, 4, 4),
-    "vq": Autoencoder(32, (1, 2, 2), 2, 3, 5, num_codes=32, attn_factors=(4,)),
+    "vq": Autoencoder(32, (1, 2), 1, 3, 5, num_codes=32, attn_factors=(2,)),
 }
 EPS = {"kl": 1.0, "vq": 1e-3}
 WIDTHS = ((4,), (6,), (5,))
 SIDE, DISC_WEIGHT, DISC_FACTOR, KL_WEIGHT, RATE = 16, 0.6, 0.9, 0.01, 1e-2
 KEY = jax.random.key(5)
 ROUNDING = 1e-6  # of the player's largest gradient
+
+
+def torch_first_stage(kind: str):
+    """diffusers' twin of NETWORKS[kind]."""
+    if kind == "kl":
+        return build("kl")
+    return VQModel(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        num_vq_embeddings=32,
+        vq_embed_dim=5,
+    ).eval()
 
 
 def torch_lpips(variables: dict, x, y):
@@ -177,6 +193,30 @@ def keep_gradient(kind):
     return optax.chain(optax.trace(decay=0.0), optax.adam(RATE, eps=EPS[kind]))
 
 
+@functools.cache
+def our_stage(kind: str, loss: str) -> tuple:
+    """(first state, step, LPIPS' variables); the discriminator wakes at step 1."""
+    lpips, disc = LPIPS(WIDTHS), PatchDiscriminator(width=8, num_layers=1)
+    x = jnp.zeros((2, SIDE, SIDE, 3))
+    lpips_variables = drawn(jax.eval_shape(lpips.init, KEY, x, x), "lpips/")
+    adversary = Adversary(
+        disc,
+        keep_gradient(kind),
+        start_steps=1,
+        weight=DISC_WEIGHT,
+        factor=DISC_FACTOR,
+        loss=loss,
+    )
+    stage = stage1.AutoencoderStage(
+        NETWORKS[kind],
+        keep_gradient(kind),
+        image_size_px=SIDE,
+        objective=stage1.Objective(perceptual=lpips, kl_weight=KL_WEIGHT),
+        adversary=adversary,
+    )
+    return jax.jit(stage.init)(KEY), rule.fast_jit(stage.step), lpips_variables
+
+
 @pytest.mark.parametrize(
     ("kind", "loss", "awake"),
     [
@@ -188,41 +228,23 @@ def keep_gradient(kind):
     ],
 )
 def test_a_training_step(kind, loss, awake):
-    network, model = NETWORKS[kind], build(kind)
+    network, model = NETWORKS[kind], torch_first_stage(kind)
     table = name_tables.diffusers_autoencoder_names(network)
     shapes = {name: tuple(v.shape) for name, v in model.state_dict().items()}
     weights = rule.draw(shapes, "step/")
     model.load_state_dict({name: torch.tensor(v) for name, v in weights.items()})
     images = np.tanh(rule.noise("images", (2, SIDE, SIDE, 3)))
 
-    lpips, disc = LPIPS(WIDTHS), PatchDiscriminator(width=8, num_layers=1)
     x = jnp.asarray(images)
-    lpips_variables = drawn(jax.eval_shape(lpips.init, KEY, x, x), "lpips/")
-    adversary = Adversary(
-        disc,
-        keep_gradient(kind),
-        start_steps=0 if awake else 1,
-        weight=DISC_WEIGHT,
-        factor=DISC_FACTOR,
-        loss=loss,
-    )
-    objective = stage1.Objective(perceptual=lpips, kl_weight=KL_WEIGHT)
-    stage = stage1.AutoencoderStage(
-        network,
-        keep_gradient(kind),
-        image_size_px=SIDE,
-        objective=objective,
-        adversary=adversary,
-    )
-    state = jax.jit(stage.init)(KEY)
+    state, step, lpips_variables = our_stage(kind, loss)
     params = from_original(weights, table)
     variables = dict(state.discriminator.variables)
     variables["params"] = drawn(variables["params"], "disc/")
     state = state.replace(
         params=params,
         discriminator=Player(variables, state.discriminator.opt_state),
+        step=jnp.asarray(int(awake), state.step.dtype),
     )
-    step = rule.fast_jit(stage.step)
     after, scalars = step(state, {"lpips": lpips_variables}, {"image": x}, KEY)
 
     latent = jax.eval_shape(

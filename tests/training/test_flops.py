@@ -58,7 +58,10 @@ def test_attention():
 @pytest.mark.parametrize("layout", ["BTNH", "BNTH"])
 def test_fused_attention_counts_like_its_two_products(layout, monkeypatch):
     """cuDNN's kernel, traced where there is none."""
-    kernel = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    kernel = pytest.importorskip(
+        "jax._src.cudnn.fused_attention_stablehlo",
+        reason="this jax keeps its cuDNN attention elsewhere",
+    )
     monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 92_000)
     monkeypatch.setattr(kernel, "check_compute_capability", lambda *_: True)
     shapes = [(2, 6, 3, 8), (2, 5, 3, 8)]
@@ -144,8 +147,8 @@ def test_torchs_counter(network, unet, context):
     """torch.utils.flop_counter has the same conventions: equal to the last digit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch = pytest.importorskip("torch")
-        pytest.importorskip("diffusers")
+        torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
+        pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,5 +1,6 @@
 """Both stages from their smoke configs: they learn, look at themselves, and shard."""
 
+import functools
 import importlib
 from types import SimpleNamespace
 
@@ -28,6 +29,17 @@ def make(name, arg="smoke", **changes):
     return experiment.make(config)
 
 
+@functools.cache
+def started(name, arg="smoke", **changes) -> tuple:
+    """(experiment, a batch, first state, compiled step) for all tests of a config."""
+    rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
+    made = make(name, arg, **rate, **changes)
+    batch = {k: jnp.asarray(v) for k, v in next(made.iterator).items()}
+    made.iterator.close()
+    state = jax.jit(made.stage.init)(jax.random.key(0))
+    return made, batch, state, jax.jit(made.stage.step)
+
+
 @pytest.mark.parametrize(
     ("name", "arg", "picture"),
     [
@@ -38,13 +50,10 @@ def make(name, arg="smoke", **changes):
     ],
 )
 def test_a_stage_learns_one_batch_and_looks_at_itself(name, arg, picture):
-    rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
-    made = make(name, arg, **rate)
+    # fewer levels to compile
+    changes = dict(autoencoder__width_mults=(1, 2)) if "auto" in name else {}
+    made, batch, state, step = started(name, arg, **changes)
     stage, frozen = made.stage, made.frozen
-    state = jax.jit(stage.init)(jax.random.key(0))
-    step = jax.jit(stage.step)
-    batch = {k: jnp.asarray(v) for k, v in next(made.iterator).items()}
-    made.iterator.close()
     values = []
     for number in range(60):
         # few noise draws, so that the same error can fall
@@ -90,17 +99,13 @@ def test_a_preview_without_a_condition_draws_every_row_once():
 
 def test_the_denoiser_trains_its_text_transformer_and_averages_it():
     """Unlike the original, tau has an EMA; the frozen first stage gets no gradient."""
-    made = make("emoji")
-    made.iterator.close()
-    stage = made.stage
-    state = jax.jit(stage.init)(jax.random.key(0))
+    made, _, start, step = started("emoji")
     batch = {k: jnp.asarray(v) for k, v in next(iter(made.eval_batches())).items()}
     batch.pop("weight")
-    step = jax.jit(stage.step)
+    state = start
     for number in range(3):
         state, _ = step(state, made.frozen, batch, jax.random.key(number))
     assert set(state.params) == set(state.ema) == {"unet", "conditioner"}
-    start = jax.jit(stage.init)(jax.random.key(0))
     for tree in (state.params, state.ema):
         moved = jax.tree.map(
             lambda a, b: float(jnp.abs(a - b).max()),
@@ -150,8 +155,7 @@ def test_mesh_sizes_that_do_not_fill_the_devices_are_refused():
 
 
 def test_latents_cache_equals_encoding_on_the_fly():
-    made = make("emoji")
-    made.iterator.close()
+    made, *_ = started("emoji")
     config = made.config
     codec, params = networks.first_stage(config)
     source, row = experiment.source(config, "validation"), experiment.transform(config)

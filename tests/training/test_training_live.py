@@ -15,8 +15,8 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
+    diffusers = pytest.importorskip("diffusers", reason="needs requirements-dev.txt")
     from tests.reference.record_diffusers import first, shapes
 
 from lDM_jax.core import rng
