@@ -53,13 +53,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
         data.source = "folder"
     labels = task_of(config).labels
     if labels and labels.complete and not config.num_classes:
-        found = num_classes(source(config, "train"))
-        if not found:
+        count = num_classes(source(config, "train"))
+        if not count:
             raise UserError(
                 "config.num_classes = 0 means as many as the data has, but "
                 f"config.data.source = {data.source!r} does not say how many: give it"
             )
-        config.num_classes = found
+        config.num_classes = count
     return config
 
 

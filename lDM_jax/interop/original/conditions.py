@@ -1,8 +1,8 @@
 """What conditions a second stage of the original program -> sections of our config.
 
 Owns the meaning of cond_stage_config, conditioning_key and cond_stage_key, the part of
-a `LatentDiffusion` in which models differ most; the rest is `architectures_original`'s
-affair. A combination that is not in CONDITIONERS is a UserError.
+a `LatentDiffusion` in which models differ most; the rest is in `original.settings`. A
+combination that is not in CONDITIONERS is a UserError.
 
     ClassEmbedder            task class
     UNet's own label_emb     task class, as a vector
@@ -33,7 +33,7 @@ OPENCLIP_VERSIONS = {"ViT-H-14": dict(width=1024, depth=24, heads=16)}
 class Condition(NamedTuple):
     """What a conditioner is here.
 
-    route: the kind that `from_original` has a table of names for; sections: additions
+    route: the kind that `original.read` has a table of names for; sections: additions
     to the config; extra: channels beside the latents; context: width, 0 for none;
     factor: pixels a position of what is concatenated, 0 where that is free.
     """
@@ -72,13 +72,13 @@ def conditioning_key(params: Mapping) -> str | None:
 def conditioner(params: Mapping, unet_params: Mapping, channels: int) -> Condition:
     """What cond_stage_config and conditioning_key are here."""
     where = conditioning_key(params)
-    given = params.get("cond_stage_config")
+    config = params.get("cond_stage_config")
     if (unet_params.get("num_classes") is None) != (where != "adm"):
         raise UserError("unet_config.params.num_classes and conditioning_key adm: both")
     if where is None:
         return Condition("none", {})
-    if given == "__is_first_stage__":
-        kind, inner = given, {}
+    if config == "__is_first_stage__":
+        kind, inner = config, {}
     else:
         kind, inner = validate.target(params, "cond_stage_config")
     if (kind, where) not in CONDITIONERS:
