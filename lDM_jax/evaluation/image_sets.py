@@ -110,16 +110,18 @@ class Batch:
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """The pictures; UserError for a file that ends too early."""
         size = int(np.prod(self._shape[1:]))
-        found = []
+        pictures = []
         try:
             with zipfile.ZipFile(self._path) as npz, npz.open(self._member) as stream:
                 for index in indices:
                     stream.seek(self._start + index * size)
                     data = stream.read(size)
-                    found.append(np.frombuffer(data, np.uint8).reshape(self._shape[1:]))
+                    pictures.append(
+                        np.frombuffer(data, np.uint8).reshape(self._shape[1:])
+                    )
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise UserError(f"{self.name} is damaged: {error}") from None
-        return found
+        return pictures
 
 
 class Data:
@@ -164,12 +166,12 @@ class Data:
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """The pictures as uint8, as samples are written."""
-        found = []
+        pictures = []
         for index in indices:
             rng = example_rng(0, index, epoch=0)
             example = self._transform(self._source[int(index)], rng)
-            found.append(image.to_uint8(example["image"]))
-        return found
+            pictures.append(image.to_uint8(example["image"]))
+        return pictures
 
 
 class Part:
@@ -202,6 +204,6 @@ def read_header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def digest(picture: np.ndarray) -> int:
     """64 bits of the SHA-256 of a picture's extent and pixels."""
-    made = hashlib.sha256(str(picture.shape).encode())
-    made.update(np.ascontiguousarray(picture).data)
-    return int.from_bytes(made.digest()[:8], "little")
+    sha = hashlib.sha256(str(picture.shape).encode())
+    sha.update(np.ascontiguousarray(picture).data)
+    return int.from_bytes(sha.digest()[:8], "little")

@@ -55,30 +55,30 @@ def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
     extractors = options.extractors(args)
     codec, _ = networks.first_stage(config)
     model = networks.model(config, codec)
-    held: list[Pipeline] = []
+    pipes: list[Pipeline] = []
 
     def judge(ema: Any, step: int) -> dict[str, float]:
         params = jax.tree.map(whole, ema)
-        if not held:  # so that the trajectory compiles once
-            held.append(Pipeline(config, model, params, experiment.frozen))
-        held[0].trained.params = params
+        if not pipes:  # so that the trajectory compiles once
+            pipes.append(Pipeline(config, model, params, experiment.frozen))
+        pipes[0].trained.params = params
         out = work / f"step_{step}"
         name = str(workdir)
-        found = generate.drawn_and_measured(args, held[0], name, out, extractors)
-        held[0].trained.params = {}  # the devices' memory is for training
+        result = generate.drawn_and_measured(args, pipes[0], name, out, extractors)
+        pipes[0].trained.params = {}  # the devices' memory is for training
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("tracking")
         if is_first():
             shutil.rmtree(out)
-        return distances(found)
+        return distances(result)
 
     return judge
 
 
-def distances(found: dict) -> dict[str, float]:
+def distances(result: dict) -> dict[str, float]:
     """The Frechet distances among the figures, without their intervals."""
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in result.items()
         if name.split("_")[0] in ("fid", "fd") and not name.endswith("_95")
     }

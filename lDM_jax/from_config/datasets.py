@@ -21,7 +21,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lDM_jax.core.errors import BadExample, UserError
-from lDM_jax.data import annotated, sources
+from lDM_jax.data import annotated, sources, transforms
 from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.crop import Crop
 from lDM_jax.data.degrade import RandomCrop
@@ -33,7 +33,6 @@ from lDM_jax.data.tfds_source import TfdsSource
 from lDM_jax.from_config import networks
 from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.models.construct import lookup
-from lDM_jax.tasks.registry import train_transform
 
 EMBEDDED = ("emoji", "scenes")
 HELD_OUT_SCENES = 512
@@ -54,13 +53,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
         data.source = "folder"
     labels = task_of(config).labels
     if labels and labels.complete and not config.num_classes:
-        found = num_classes(source(config, "train"))
-        if not found:
+        count = num_classes(source(config, "train"))
+        if not count:
             raise UserError(
                 "config.num_classes = 0 means as many as the data has, but "
                 f"config.data.source = {data.source!r} does not say how many: give it"
             )
-        config.num_classes = found
+        config.num_classes = count
     return config
 
 
@@ -285,20 +284,20 @@ def cropping(config: ConfigDict, split: str) -> tuple[Callable | None, Callable 
 def transform(
     config: ConfigDict, split: str = "train", *, flip: float | None = None
 ) -> Callable:
-    """The example transform of the config's task.
+    """Source example -> batch row: image f32 plus what the config's task reads.
 
     Held-out examples are not mirrored; flip, if it is given, is the chance of it.
     """
-    data = config.data
+    data, task, settings = config.data, task_of(config), task_settings(config)
     if flip is None:
         flip = data.flip if split == "train" else 0.0
-    return train_transform(
-        task_of(config),
-        task_settings(config),
-        background=data.background,
-        flip=flip,
-        crop=cropping(config, split),
-    )
+    before, after = cropping(config, split)
+    steps = [before, transforms.Composite(background=data.background), after]
+    if flip > 0:
+        steps.append(transforms.RandomFlip(probability=flip))
+    keys = dict.fromkeys(("image", *task.shapes(settings)))
+    steps += [*task.steps(settings), transforms.Keep(tuple(keys))]
+    return transforms.compose(*filter(None, steps))
 
 
 def ledger(

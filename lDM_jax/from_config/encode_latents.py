@@ -105,14 +105,14 @@ def encode(
 
     name: of the lines that tell how far it is; without one there are none.
     """
-    parts, seen = [], 0
+    parts, count = [], 0
     progress = Progress(f"encoding {name}:", len(data)) if name else None
     for batch in encoded_batches(codec, params, data, row, ledger=ledger):
         parts.append(batch)
-        seen += len(batch["moments"])
+        count += len(batch["moments"])
         if progress is not None:
             progress.add(BATCH_SIZE)
-        if limit is not None and seen >= limit:
+        if limit is not None and count >= limit:
             break
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -164,14 +164,14 @@ def has_choices(source) -> bool:
 
 def warn_of_frozen(config: ConfigDict, source, draws: int) -> None:
     """A warning that names what a cache of these draws freezes, if it does."""
-    found = frozen_choices(config, source)
-    if found:
+    choices = frozen_choices(config, source)
+    if choices:
         times = "once" if draws == 1 else f"{draws} times"
         log.warning(
             "the latents keep what is random as it was drawn (%s): %s for each "
             "picture; config.data.cache_draws says how often, cache_latents = False "
             "draws anew in every epoch",
-            ", ".join(found),
+            ", ".join(choices),
             times,
         )
 
@@ -213,7 +213,7 @@ def plan(
 ) -> files.Plan:
     """The plan of a cache of these sources (by split); changes: of Plan's fields.
 
-    frozen: as `build.frozen` makes it; embeddings: those of its text tower are cached.
+    frozen: of `networks.frozen`; embeddings: those of its text tower are cached.
     """
     train = splits.get("train")
     return files.Plan(
@@ -299,8 +299,8 @@ class _Renumbered:
         return self._ledger.first
 
     def add(self, skipped, *, examined: int) -> None:
-        found = [(self._indices[position], why) for position, why in skipped]
-        self._ledger.add(found, examined=examined)
+        examples = [(self._indices[position], why) for position, why in skipped]
+        self._ledger.add(examples, examined=examined)
 
 
 def write_split(

@@ -5,7 +5,6 @@ with 0 or "" standing for "not set" where ml_collections needs a typed default.
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,10 +25,6 @@ from lDM_jax.models.latent_classifier import LatentClassifier
 from lDM_jax.models.unet import REMAT_POLICIES, UNet
 from lDM_jax.weights import checkpoint
 from lDM_jax.weights import directory as weights_directory
-
-log = logging.getLogger(__name__)
-
-SCALE_SAMPLE_IMAGES = 512
 
 
 def autoencoder(section: dict) -> Autoencoder:

@@ -60,8 +60,8 @@ def complete(stored: Mapping) -> dict:
 
 def merged(values: Mapping, before: Mapping) -> dict:
     """The values, and of `before` what they lack, section by section."""
-    found = {**before, **values}
+    whole = {**before, **values}
     for key, inner in before.items():
-        if isinstance(inner, Mapping) and isinstance(found[key], Mapping):
-            found[key] = merged(found[key], inner)
-    return found
+        if isinstance(inner, Mapping) and isinstance(whole[key], Mapping):
+            whole[key] = merged(whole[key], inner)
+    return whole

@@ -42,7 +42,7 @@ def task_settings(config: ConfigDict) -> Settings:
 
 def own_section(section: dict) -> dict:
     """The text section of a frozen tower's own directory, if it has one."""
-    path = section.get("path", "random")
+    path = section.get("path", "")
     if path in ("", "random"):
         return section
     stored = weights_directory.read_config(weights_directory.resolve(path))

@@ -1,7 +1,7 @@
 """What a conversion gives, and its writing: directories of lazy arrays, whole or not.
 
-Owns `Converted` and the way to the disk; what is read is the affair of `from_original`
-and `from_diffusers`, which promise that everything fits before anything is written.
+Owns `Converted` and the way to the disk; `original.read` and `diffusers.read` promise
+that everything fits before anything is written.
 Arrays pass one at a time from file to file.
 
 Reading order: Part and Converted, what both readers need, writing.
@@ -100,7 +100,7 @@ def read_all(
 ) -> tuple[dict[name_maps.Path, Lazy], list[str]]:
     """(arrays by exact cover, lines that say what was used and what was left).
 
-    unsaid: names about which somebody else says something.
+    unsaid: names that the report leaves to other lines.
     """
     arrays = name_maps.lazy_from_original(state_dict, table, ignored=ignored)
     used = {name for name, entry in table.items() if entry.path is not None}
@@ -141,11 +141,11 @@ def check_free(out: str | Path) -> None:
         raise UserError(f"{path} exists already: give a new directory")
 
 
-def write_ours(found: Converted, out: str, *, half: bool) -> None:
+def write_ours(model: Converted, out: str, *, half: bool) -> None:
     """The weights directories. UserError for numbers that the precision cannot hold."""
 
     def fill(path: Path) -> None:
-        for folder, part in found.parts.items():
+        for folder, part in model.parts.items():
             arrays = {p: finite(p, lazy, half=half) for p, lazy in part.arrays.items()}
             weights_directory.save_lazily(path / folder, part.config, arrays, half=half)
 

@@ -7,7 +7,7 @@ Owns the tables; `convert` owns what is done with them. Each function makes a na
     Autoencoder  autoencoder_names  diffusers_autoencoder_names: AutoencoderKL, VQModel
     UNet         unet_names         diffusers_unet_names: UNet2DModel, -ConditionModel
 
-Text encoders are the affair of `names_text`. `LOSS_PREFIXES` begin the entries of an
+Text encoders are in `names_text`. `LOSS_PREFIXES` begin the entries of an
 original first stage that are its training loss (discriminator, LPIPS, log-variance),
 `EMA_PREFIXES` what LitEma holds besides weights.
 

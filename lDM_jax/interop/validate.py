@@ -22,10 +22,10 @@ def show(value: Any) -> str:
 
 def table(values: Mapping, key: str) -> Mapping:
     """A table of values."""
-    found = values.get(key)
-    if not isinstance(found, Mapping):
-        raise UserError(f"{key} = {show(found)} should be a table of values")
-    return found
+    entry = values.get(key)
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{key} = {show(entry)} should be a table of values")
+    return entry
 
 
 def demand(values: Mapping, allowed: Mapping[str, tuple], where: str) -> None:
@@ -64,24 +64,24 @@ def integer(values: Mapping, key: str, default: int | None = None) -> int:
 
 def integers(values: Mapping, key: str, *, empty: bool = False) -> list[int]:
     """A list of positive integers."""
-    found = values.get(key)
-    good = isinstance(found, list | tuple) and (found or empty)
-    if not good or not all(map(whole, found)):
-        raise UserError(f"{key} = {show(found)} should be a list of positive integers")
-    return list(found)
+    entry = values.get(key)
+    good = isinstance(entry, list | tuple) and (entry or empty)
+    if not good or not all(map(whole, entry)):
+        raise UserError(f"{key} = {show(entry)} should be a list of positive integers")
+    return list(entry)
 
 
 def a_level(values: Mapping, key: str, levels: int, default: int) -> list[int]:
     """One positive integer a level, from such a list or from one number for all."""
     value = values.get(key)
     value = default if value is None else value
-    found = [value] * levels if whole(value) else value
-    good = isinstance(found, list | tuple) and len(found) == levels
-    if not good or not all(map(whole, found)):
+    entries = [value] * levels if whole(value) else value
+    good = isinstance(entries, list | tuple) and len(entries) == levels
+    if not good or not all(map(whole, entries)):
         raise UserError(
             f"{key} = {show(value)} should be a positive integer, or {levels} of them"
         )
-    return list(found)
+    return list(entries)
 
 
 def number(values: Mapping, key: str, default: float | None = None) -> float:
@@ -131,23 +131,23 @@ def choice(values: Mapping, key: str, options: Mapping[str, Any], default: str) 
 
 def target(values: Mapping, key: str) -> tuple[str, Mapping]:
     """(target, params) of a table {target: .., params: ..} of the original program."""
-    found = table(values, key)
-    params = found.get("params")
+    entry = table(values, key)
+    params = entry.get("params")
     params = {} if params is None else params
     if not isinstance(params, Mapping):
         raise UserError(f"{key}.params = {show(params)} should be a table of values")
-    return text(found, "target"), params
+    return text(entry, "target"), params
 
 
 def names(config: Mapping, key: str, valid: tuple[str, ...], count: int) -> list[str]:
     """A list of `count` names, each of them valid."""
-    found = config.get(key)
-    good = isinstance(found, list | tuple) and len(found) == count
-    if not good or any(name not in valid for name in found):
+    entry = config.get(key)
+    good = isinstance(entry, list | tuple) and len(entry) == count
+    if not good or any(name not in valid for name in entry):
         raise UserError(
             f"config.json: {key} should be {count} of {' and '.join(valid)}"
         )
-    return list(found)
+    return list(entry)
 
 
 def attention_levels(

@@ -82,8 +82,8 @@ class SpatialRescaler(nn.Module):
         del train
         mapper = nn.Dense(self.width, use_bias=False, name="mapper")
         # Through the layer, so that its parameter is a kernel like every other.
-        colours = mapper(jnp.eye(self.num_labels))
-        x = colours[segmentation]
+        colors = mapper(jnp.eye(self.num_labels))
+        x = colors[segmentation]
         for _ in range(self.num_stages):
             x = average2(x)
         return jnp.where(per_row(drop, x), 0, x)

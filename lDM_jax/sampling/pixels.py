@@ -21,13 +21,13 @@ Picture = np.ndarray | str | Path
 URI = "data:image/"
 
 
-def read_pixels(given: Picture | None, name: str) -> np.ndarray | None:
+def read_pixels(picture: Picture | None, name: str) -> np.ndarray | None:
     """uint8 "H W 3" of an array or of a file, laid over white."""
-    if given is None:
+    if picture is None:
         return None
-    if isinstance(given, (str, Path)):
-        given = on_white(read_file(given, name))
-    pixels = np.asarray(given)
+    if isinstance(picture, (str, Path)):
+        picture = on_white(read_file(picture, name))
+    pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(
             f"{name} is {pixels.dtype} {pixels.shape}: give uint8 (height, width, 3)"
@@ -35,13 +35,13 @@ def read_pixels(given: Picture | None, name: str) -> np.ndarray | None:
     return pixels
 
 
-def read_map(given: Picture | None, name: str) -> np.ndarray | None:
+def read_map(picture: Picture | None, name: str) -> np.ndarray | None:
     """i32 "H W" of an array, or of the first channel of a file."""
-    if given is None:
+    if picture is None:
         return None
-    if isinstance(given, (str, Path)):
-        given = read_file(given, name)[:, :, 0]
-    values = np.asarray(given)
+    if isinstance(picture, (str, Path)):
+        picture = read_file(picture, name)[:, :, 0]
+    values = np.asarray(picture)
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise UserError(
             f"{name} is {values.dtype} {values.shape}: give integers (height, width)"
@@ -52,13 +52,13 @@ def read_map(given: Picture | None, name: str) -> np.ndarray | None:
 def read_file(path: str | Path, name: str) -> np.ndarray:
     """uint8 RGBA "H W 4" of a file or a data URI. UserError for anything else."""
     if isinstance(path, str) and path.startswith(URI):
-        shown, load = f"{path[:24]}...", lambda: from_uri(path)
+        label, load = f"{path[:24]}...", lambda: from_uri(path)
     else:
-        shown, load = path, lambda: Path(path).expanduser().read_bytes()
+        label, load = path, lambda: Path(path).expanduser().read_bytes()
     try:
         return image_lib.decode(load())
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} {shown}: {error}") from None
+        raise UserError(f"{name} {label}: {error}") from None
 
 
 def from_uri(uri: str) -> bytes:

@@ -215,12 +215,12 @@ def region_maps(request: Request, given: RequestPixels) -> np.ndarray:
     maps = []
     for _, where, *_ in request.regions:
         if is_box(where):
-            found = box_map(where, extent)
+            region = box_map(where, extent)
         else:
-            found = read_map(where, "region") > 0
-        if found.shape != extent:
-            raise UserError(f"region of {found.shape} on a picture of {extent}")
-        maps.append(found)
+            region = read_map(where, "region") > 0
+        if region.shape != extent:
+            raise UserError(f"region of {region.shape} on a picture of {extent}")
+        maps.append(region)
     rest = ~np.any(maps, axis=0)
     return np.stack([rest, *maps], axis=-1).astype(np.float32)
 

@@ -1,12 +1,9 @@
-"""All tasks by their names, and what is made of one: example transforms, shapes."""
-
-from collections.abc import Callable, Sequence
+"""All tasks by their names."""
 
 from jax import ShapeDtypeStruct
 
 from lDM_jax.core.arrays import Batch
 from lDM_jax.core.errors import UserError
-from lDM_jax.data import transforms
 from lDM_jax.tasks import (
     class_label,
     inpaint,
@@ -46,30 +43,6 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(f"task {name!r} is unknown; valid: {', '.join(TASKS)}")
     return TASKS[name]
-
-
-def train_transform(
-    task: Task,
-    settings: Settings,
-    *,
-    background: str,
-    flip: float,
-    crop: Sequence[Callable] = (),
-) -> Callable:
-    """Source example -> batch row: image f32 plus the task's condition.
-
-    crop: what makes a square of the picture, before and after it is laid over the
-    background: two transforms or None.
-    """
-    before, after = crop or (None, None)
-    steps = [transforms.Composite(background=background)]
-    steps = [before] * bool(before) + steps + [after] * bool(after)
-    if flip > 0:
-        steps.append(transforms.RandomFlip(probability=flip))
-    keys = dict.fromkeys(("image", *task.shapes(settings)))
-    return transforms.compose(
-        *steps, *task.steps(settings), transforms.Keep(tuple(keys))
-    )
 
 
 def example_shapes(task: Task, settings: Settings, *, rows: int) -> Batch:

@@ -35,9 +35,9 @@ from lDM_jax.weights.checkpoint import FOLDER, finished_steps
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--model", help="shipped name or directory")
-    given.add_argument("--workdir", help="a run's directory")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="shipped name or directory")
+    model.add_argument("--workdir", help="a run's directory")
     parser.add_argument("--num", type=int, default=50_000, help="pictures to draw")
     parser.add_argument("--out", required=True, help="folder of samples and figures")
     sampling_arguments(parser)
@@ -62,9 +62,9 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Draw pictures from a model and measure them against its data."""
     out = Path(args.out).expanduser()
-    found = options.extractors(args)  # before the costly part
+    extractors = options.extractors(args)  # before the costly part
     pipe = Pipeline.load(args.workdir or args.model)
-    return drawn_and_measured(args, pipe, args.workdir or args.model, out, found)
+    return drawn_and_measured(args, pipe, args.workdir or args.model, out, extractors)
 
 
 def drawn_and_measured(
@@ -184,9 +184,9 @@ def clip_score(
     pictures = np.concatenate(list(bank.blocks()))
     theirs = texts[np.arange(bank.count) % len(texts)]
     cosines = (pictures * theirs).sum(axis=1, dtype=np.float64)
-    drawn = bootstrap.counts(bank.count, args.bootstrap)
-    found = bootstrap.mean_figure(100 * np.maximum(cosines, 0), drawn)
-    return figures.Report({"clip_score": found}, {}, []).as_json()
+    counts = bootstrap.counts(bank.count, args.bootstrap)
+    figure = bootstrap.mean_figure(100 * np.maximum(cosines, 0), counts)
+    return figures.Report({"clip_score": figure}, {}, []).as_json()
 
 
 def provenance(pipe: Pipeline, name: str) -> dict:
@@ -209,14 +209,12 @@ def provenance(pipe: Pipeline, name: str) -> dict:
 
 def tree_digest(params: dict) -> str:
     """SHA-256 over all parameters in the order of their paths."""
-    made = hashlib.sha256()
+    sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.asarray(jax.device_get(leaf))
-        made.update(
-            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
-        )
-        made.update(np.ascontiguousarray(array).tobytes())
-    return made.hexdigest()
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
 
 
 def append(file: Path, line: dict) -> None:

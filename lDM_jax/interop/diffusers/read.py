@@ -1,8 +1,8 @@
 """Directories that diffusers' save_pretrained wrote -> our weights directories.
 
 Owns where the components of a pipeline lie and how their files are called. What their
-settings mean is the affair of `architectures` and `architectures_diffusers`, the names
-within a network that of `names` and `names_text`. Each component fits by exact cover.
+settings mean is in `first_stage_settings` and `diffusers.settings`, the names within a
+network in `names` and `names_text`. Each component fits by exact cover.
 
     LDMPipeline                 unconditional      unet vqvae scheduler
     LDMSuperResolutionPipeline  super_resolution   unet vqvae scheduler
@@ -82,12 +82,12 @@ def read(folder: str, *, scale: float | None = None) -> Converted:
     kind = config.get("_class_name")
     if kind in (diffusers_settings.PLAIN, diffusers_settings.SPATIAL):
         raise UserError(f"{path} is a UNet alone: give the pipeline that it is part of")
-    found = first_stage(path)
+    stage = first_stage(path)
     if scale is not None:
-        found.config["latent_scale"] = scale
-    found.config["converted_from"] = f"diffusers.{kind}"
-    arrays = split(found.arrays)["first_stage"]
-    return Converted({"": Part(found.config, arrays)}, found.report)
+        stage.config["latent_scale"] = scale
+    stage.config["converted_from"] = f"diffusers.{kind}"
+    arrays = split(stage.arrays)["first_stage"]
+    return Converted({"": Part(stage.config, arrays)}, stage.report)
 
 
 def read_pipeline(path: Path, scale: float | None) -> Converted:
@@ -140,10 +140,10 @@ def read_pipeline(path: Path, scale: float | None) -> Converted:
     return Converted(parts, [*report, f"latent scale: {scale:.8g}", *notes])
 
 
-def known_scale(given: float | None, config: Mapping, layout: Layout) -> float:
+def known_scale(scale: float | None, config: Mapping, layout: Layout) -> float:
     """The latent scale of a pipeline; the one for super-resolution has none."""
-    if given is not None:
-        return given
+    if scale is not None:
+        return scale
     if layout.scale is not None:
         return layout.scale
     if "latent_scale" not in config:
@@ -258,7 +258,7 @@ def text_encoder(path: Path, name: str, width: int) -> Component:
 
 def tokenizer_settings(path: Path) -> dict:
     """pad_token and model_max_length, where the tokenizer's files say so."""
-    found = {}
+    settings = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (path / name).is_file():
             continue
@@ -266,10 +266,10 @@ def tokenizer_settings(path: Path) -> dict:
         pad = values.get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
         if isinstance(pad, str):
-            found["pad_token"] = pad
+            settings["pad_token"] = pad
         if validate.whole(values.get("model_max_length")):
-            found["model_max_length"] = values["model_max_length"]
-    return found
+            settings["model_max_length"] = values["model_max_length"]
+    return settings
 
 
 def check_bert_vocabulary(path: Path) -> None:
@@ -301,14 +301,14 @@ def check_vocabulary(path: Path, ours: dict[str, int]) -> None:
 
 # Files: by the name of what they hold, in the order of preference.
 def _files(safe: str, torch: str) -> tuple[str, ...]:
-    found = []
+    names = []
     for variant in ("", ".fp16"):
         for stem, ending in ((safe, "safetensors"), (torch, "bin")):
-            found += [
+            names += [
                 f"{stem}{variant}.{ending}",
                 f"{stem}.{ending}.index{variant}.json",
             ]
-    return tuple(found)
+    return tuple(names)
 
 
 MODEL_FILES = _files("diffusion_pytorch_model", "diffusion_pytorch_model")
@@ -326,15 +326,15 @@ def read_weights(path: Path, files: tuple[str, ...]) -> Mapping:
 
 
 def read_json(path: Path) -> dict:
-    """A table of values. UserError for a file that is none."""
+    """A table of values. UserError for any other file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path.parent} holds no readable {path.name}: {error.strerror}"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise UserError(f"{path} should be a table of values")
-    return found
+    return values

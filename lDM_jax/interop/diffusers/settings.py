@@ -1,8 +1,8 @@
 """Second stages of diffusers: UNet, scheduler, text encoders <-> config sections.
 
 Owns what the `config.json` of a component means here, and the way back (first stages:
-`architectures`): plain dicts on both sides, no weights, no network. What we cannot
-follow, or what diffusers cannot hold, is a UserError that names it.
+`first_stage_settings`): plain dicts, no weights, no network. What we cannot follow, or
+what diffusers cannot hold, is a UserError that names it.
 
     UNet2DModel, UNet2DConditionModel   config.unet
     a scheduler                         config.process, and notes about its sampler
@@ -131,22 +131,22 @@ def block_levels(config: Mapping, kind: str, levels: int) -> tuple[list[bool], b
     attends = [name == attention for name in down]
     if attends != [name == attention for name in up]:
         raise UserError("down_block_types and up_block_types attend at other levels")
-    found = set()
+    residual_blocks = set()
     for key, names in (("downsample_type", down[:-1]), ("upsample_type", up[1:])):
         by_type = validate.choice(config, key, RESAMPLE, "conv")
         meaning = {plain: False, attention: by_type, residual: True}
-        found |= {meaning[name] for name in names}
-    if len(found) > 1:
+        residual_blocks |= {meaning[name] for name in names}
+    if len(residual_blocks) > 1:
         raise UserError("the blocks resample in different ways: that is not supported")
-    return attends, found == {True}
+    return attends, residual_blocks == {True}
 
 
 def equal(config: Mapping, key: str, levels: int, default: int) -> int:
     """One number, given once or for every level."""
-    found = validate.a_level(config, key, levels, default)
-    if len(set(found)) > 1:
-        raise UserError(f"{key} = {found}: different levels are not supported")
-    return found[0]
+    values = validate.a_level(config, key, levels, default)
+    if len(set(values)) > 1:
+        raise UserError(f"{key} = {values}: different levels are not supported")
+    return values[0]
 
 
 def plain_heads(config: Mapping, widths: list[int], attends: list[bool]) -> dict:
@@ -307,8 +307,8 @@ def process(config: Mapping) -> tuple[dict, list[str]]:
     )
     if kind != "DDIMScheduler":
         return section, []
-    found = {key: config.get(key, default) for key, default in THEIRS.items()}
-    other = [f"{k} = {v!r}" for k, v in found.items() if v != OURS[k]]
+    theirs = {key: config.get(key, default) for key, default in THEIRS.items()}
+    other = [f"{k} = {v!r}" for k, v in theirs.items() if v != OURS[k]]
     note = f"their DDIM samples with {', '.join(other)}; ours does not"
     return section, [note] if other else []
 

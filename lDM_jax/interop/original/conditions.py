@@ -1,8 +1,8 @@
 """What conditions a second stage of the original program -> sections of our config.
 
 Owns the meaning of cond_stage_config, conditioning_key and cond_stage_key, the part of
-a `LatentDiffusion` in which models differ most; the rest is `architectures_original`'s
-affair. A combination that is not in CONDITIONERS is a UserError.
+a `LatentDiffusion` in which models differ most; the rest is in `original.settings`. A
+combination that is not in CONDITIONERS is a UserError.
 
     ClassEmbedder            task class
     UNet's own label_emb     task class, as a vector
@@ -33,7 +33,7 @@ OPENCLIP_VERSIONS = {"ViT-H-14": dict(width=1024, depth=24, heads=16)}
 class Condition(NamedTuple):
     """What a conditioner is here.
 
-    route: the kind that `from_original` has a table of names for; sections: additions
+    route: the kind that `original.read` has a table of names for; sections: additions
     to the config; extra: channels beside the latents; context: width, 0 for none;
     factor: pixels a position of what is concatenated, 0 where that is free.
     """
@@ -44,6 +44,14 @@ class Condition(NamedTuple):
     context: int = 0
     factor: int = 0
     notes: tuple[str, ...] = ()
+
+
+class Beside(NamedTuple):
+    """What else a conditioner's meaning depends on: latent channels, cond_stage_key."""
+
+    unet_params: Mapping
+    key: str
+    channels: int
 
 
 def conditioning_key(params: Mapping) -> str | None:
@@ -64,13 +72,13 @@ def conditioning_key(params: Mapping) -> str | None:
 def conditioner(params: Mapping, unet_params: Mapping, channels: int) -> Condition:
     """What cond_stage_config and conditioning_key are here."""
     where = conditioning_key(params)
-    given = params.get("cond_stage_config")
+    config = params.get("cond_stage_config")
     if (unet_params.get("num_classes") is None) != (where != "adm"):
         raise UserError("unet_config.params.num_classes and conditioning_key adm: both")
     if where is None:
         return Condition("none", {})
-    if given == "__is_first_stage__":
-        kind, inner = given, {}
+    if config == "__is_first_stage__":
+        kind, inner = config, {}
     else:
         kind, inner = validate.target(params, "cond_stage_config")
     if (kind, where) not in CONDITIONERS:
@@ -80,12 +88,11 @@ def conditioner(params: Mapping, unet_params: Mapping, channels: int) -> Conditi
             f"{valid}, __is_unconditional__"
         )
     key = params.get("cond_stage_key", "image")
-    return CONDITIONERS[kind, where](inner, dict(unet_params), str(key), channels)
+    return CONDITIONERS[kind, where](inner, Beside(unet_params, str(key), channels))
 
 
-def class_table(inner: Mapping, unet_params: dict, key: str, channels: int):
+def class_table(inner: Mapping, beside: Beside) -> Condition:
     """`ClassEmbedder`: one context token a class."""
-    del unet_params, key, channels
     rows = validate.integer(inner, "n_classes", 1000)
     null = rows == 1001 or bool(inner.get("ucg_rate"))
     note = f"the null class is the last of {rows}" if null else "no null class"
@@ -96,20 +103,18 @@ def class_table(inner: Mapping, unet_params: dict, key: str, channels: int):
     return Condition("class", sections, context=width, notes=(f"classes: {note}",))
 
 
-def class_vector(inner: Mapping, unet_params: dict, key: str, channels: int):
+def class_vector(inner: Mapping, beside: Beside) -> Condition:
     """The UNet's own `label_emb`: a vector a class."""
-    del inner, key, channels
-    rows = validate.integer(unet_params, "num_classes")
+    rows = validate.integer(beside.unet_params, "num_classes")
     return Condition(
         "label_emb", dict(task="class", num_classes=rows, null_class=False)
     )
 
 
-def bert(inner: Mapping, unet_params: dict, key: str, channels: int):
+def bert(inner: Mapping, beside: Beside) -> Condition:
     """`BERTEmbedder` of captions, or without its tokenizer of layouts (..bbox)."""
-    del unet_params, channels
     validate.demand(inner, {"embedding_dropout": (0, 0.0)}, "cond_stage_config.params.")
-    boxes = not validate.switch(inner, "use_tokenizer", True) and "bbox" in key
+    boxes = not validate.switch(inner, "use_tokenizer", True) and "bbox" in beside.key
     task = "layout" if boxes else "text"
     width = validate.integer(inner, "n_embed")
     section = dict(
@@ -127,9 +132,8 @@ def bert(inner: Mapping, unet_params: dict, key: str, channels: int):
     return Condition(task, sections, context=width)
 
 
-def label_map(inner: Mapping, unet_params: dict, key: str, channels: int):
+def label_map(inner: Mapping, beside: Beside) -> Condition:
     """`SpatialRescaler` of a label map."""
-    del unet_params, key, channels
     fixed = {"method": ("bilinear",), "multiplier": (0.5,), "bias": (False,)}
     validate.demand(inner, fixed, "cond_stage_config.params.")
     stages = validate.integer(inner, "n_stages", 1)
@@ -142,20 +146,18 @@ def label_map(inner: Mapping, unet_params: dict, key: str, channels: int):
     return Condition("rescaler", sections, extra=width, factor=2**stages)
 
 
-def low_resolution(inner: Mapping, unet_params: dict, key: str, channels: int):
+def low_resolution(inner: Mapping, beside: Beside) -> Condition:
     """`Identity` that is concatenated: the small picture itself."""
-    del inner, unet_params, channels
-    if key != "LR_image":
+    if beside.key != "LR_image":
         raise UserError(
-            f"cond_stage_key = {key!r} is not supported; supported: LR_image"
+            f"cond_stage_key = {beside.key!r} is not supported; supported: LR_image"
         )
     return Condition("none", dict(task="super_resolution"), extra=3)
 
 
-def given_context(inner: Mapping, unet_params: dict, key: str, channels: int):
+def given_context(inner: Mapping, beside: Beside) -> Condition:
     """`Identity` that is attended to: vectors from elsewhere (retrieval)."""
-    del inner, key, channels
-    width = validate.integer(unet_params, "context_dim")
+    width = validate.integer(beside.unet_params, "context_dim")
     note = (
         f"task retrieval: the context (b n {width}) comes from a search over CLIP "
         "vectors, which is not part of the checkpoint"
@@ -163,19 +165,17 @@ def given_context(inner: Mapping, unet_params: dict, key: str, channels: int):
     return Condition("given", dict(task="retrieval"), context=width, notes=(note,))
 
 
-def masked_image(inner: Mapping, unet_params: dict, key: str, channels: int):
+def masked_image(inner: Mapping, beside: Beside) -> Condition:
     """The first stage as conditioner: latents of the masked picture, and the mask."""
-    del inner, unet_params
-    if key != "masked_image":
+    if beside.key != "masked_image":
         raise UserError(
-            f"cond_stage_key = {key!r} is not supported; supported: masked_image"
+            f"cond_stage_key = {beside.key!r} is not supported; supported: masked_image"
         )
-    return Condition("first_stage", dict(task="inpaint"), extra=channels + 1)
+    return Condition("first_stage", dict(task="inpaint"), extra=beside.channels + 1)
 
 
-def clip_tower(inner: Mapping, unet_params: dict, key: str, channels: int):
+def clip_tower(inner: Mapping, beside: Beside) -> Condition:
     """`FrozenCLIPEmbedder`: Stable Diffusion 1.x."""
-    del unet_params, key, channels
     validate.demand(inner, {"layer": ("last",)}, "cond_stage_config.params.")
     network = validate.choice(
         inner, "version", CLIP_VERSIONS, "openai/clip-vit-large-patch14"
@@ -183,9 +183,8 @@ def clip_tower(inner: Mapping, unet_params: dict, key: str, channels: int):
     return tower("clip", inner, network, pad="eos", activation="quick_gelu")
 
 
-def openclip_tower(inner: Mapping, unet_params: dict, key: str, channels: int):
+def openclip_tower(inner: Mapping, beside: Beside) -> Condition:
     """`FrozenOpenCLIPEmbedder`: Stable Diffusion 2.x."""
-    del unet_params, key, channels
     network = validate.choice(inner, "arch", OPENCLIP_VERSIONS, "ViT-H-14")
     layers = {"last": "last", "penultimate": "penultimate"}
     layer = validate.choice(inner, "layer", layers, "last")

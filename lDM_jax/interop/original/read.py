@@ -1,9 +1,9 @@
 """Checkpoints of the original program -> our weights directories.
 
 Owns what lies where in the state dict of a first stage or of a whole `LatentDiffusion`,
-and the choice between trained and averaged weights. The YAML's meaning is the affair
-of `architectures` and `architectures_original`, the names within a network that of
-`names` and `names_text`. A table over the whole file says for every entry where it
+and the choice between trained and averaged weights. The YAML's meaning is in
+`first_stage_settings` and `original.settings`, the names within a network in `names`
+and `names_text`. A table over the whole file says for every entry where it
 goes; `convert` then refuses what is missing, unexpected or misshapen.
 
 Reading order: `read`, first stages, second stages, the tables, the schedule.
@@ -52,12 +52,12 @@ def read(
     """The model that a YAML describes by its `target` and `params`.
 
     weights: "ema", "raw", or "" for the averages where the file has them. heads: see
-    `architectures_original.unet`. scale: the latent scale, where the user knows it.
+    `original.settings.unet`. scale: the latent scale, where the user knows it.
     """
     reader = validate.choice({"model.target": target}, "model.target", READERS, "")
-    found = reader(params, state_dict, weights=weights, heads=heads, scale=scale)
-    found.config["converted_from"] = target
-    return found
+    model = reader(params, state_dict, weights=weights, heads=heads, scale=scale)
+    model.config["converted_from"] = target
+    return model
 
 
 def averaged(state_dict: name_maps.StateDict, weights: str, averages: Names) -> bool:
@@ -132,11 +132,11 @@ READERS: dict[str, Callable[..., Converted]] = {
 
 
 def latent_scale(
-    stage: SecondStage, state_dict: name_maps.StateDict, given: float | None
+    stage: SecondStage, state_dict: name_maps.StateDict, chosen: float | None
 ) -> tuple[float, str]:
     """(scale, where it is from): the flag, the buffer, the YAML; 1 where none says."""
-    if given is not None:
-        return given, "--scale"
+    if chosen is not None:
+        return chosen, "--scale"
     stored = None
     if "scale_factor" in state_dict:
         stored = float(np.asarray(state_dict["scale_factor"]))
@@ -285,13 +285,13 @@ def check_schedule(process: Mapping, state_dict: name_maps.StateDict) -> str:
     for name, expected in schedule(process).items():
         if name not in state_dict:
             continue
-        found = np.asarray(state_dict[name])
-        rtol, atol = precision(found)
-        wrong = ~np.isclose(found.astype(np.float64), expected, rtol=rtol, atol=atol)
+        stored = np.asarray(state_dict[name])
+        rtol, atol = precision(stored)
+        wrong = ~np.isclose(stored.astype(np.float64), expected, rtol=rtol, atol=atol)
         if wrong.any():
             t = int(np.argmax(wrong))
             raise UserError(
-                f"the checkpoint's {name}[{t}] is {found[t]:.8g}, but the YAML's "
+                f"the checkpoint's {name}[{t}] is {stored[t]:.8g}, but the YAML's "
                 f"schedule gives {expected[t]:.8g}: they belong to different models"
             )
         agree += 1

@@ -1,13 +1,13 @@
 """A second stage's YAML of the original program -> sections of our config.
 
-Owns what the `params` of a `LatentDiffusion` mean here (first stages: `architectures`;
-the way back: `export_original`): plain dicts on both sides, no weights, no network. A
-value that would change what is computed in a way we cannot follow is a UserError that
-names it.
+Owns what the `params` of a `LatentDiffusion` mean here (its first stage's are in
+`first_stage_settings`, the way back in `original.write`): plain dicts, no weights, no
+network. A value that would change what is computed in a way we cannot follow is a
+UserError that names it.
 
     unet_config         UNetModel
     first_stage_config  AutoencoderKL, VQModel, VQModelInterface, IdentityFirstStage
-    cond_stage_config   see `architectures_conditions`
+    cond_stage_config   see `original.conditions`
 
 Reading order: SecondStage and `second_stage`, the UNet, the process.
 """
@@ -238,11 +238,11 @@ def head_counts(
 ) -> tuple[int, int, str]:
     """(num_heads, head_channels, note), one of the first two being 0."""
 
-    def given(key: str) -> int:
+    def count_of(key: str) -> int:
         none = params.get(key, -1) in (-1, None)
         return 0 if none else validate.integer(params, key)
 
-    count, width = given("num_heads"), given("num_head_channels")
+    count, width = count_of("num_heads"), count_of("num_head_channels")
     if not count and not width:
         raise UserError(
             "unet_config.params has neither num_heads nor num_head_channels"

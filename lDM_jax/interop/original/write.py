@@ -1,6 +1,6 @@
 """Our models -> checkpoints in the original program's names, with their YAML.
 
-Owns the way back of `architectures_original` and `from_original`: the model section of
+Owns the way back of `original.settings` and `original.read`: the model section of
 a YAML, and one state dict, which is also what programs around Stable Diffusion read.
 The averaged weights are written as the network's own (use_ema false). What the original
 program has no place for is a UserError.
@@ -45,8 +45,8 @@ def export(model: str) -> Exported:
         network = networks.autoencoder(ours.config.autoencoder)
         table = name_maps.prefixed(names.autoencoder_names(network), "", ("params",))
         tensors = name_maps.lazy_to_original(ours.arrays, table)
-        found = dict(target=target, params=params)
-        return Exported(found, tensors, [f"{target}, {len(tensors)} entries"])
+        section = dict(target=target, params=params)
+        return Exported(section, tensors, [f"{target}, {len(tensors)} entries"])
     if stage != "diffusion":
         raise UserError(f"{model} is neither a first stage nor a whole model")
     return whole(ours)
