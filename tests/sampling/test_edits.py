@@ -65,7 +65,7 @@ def test_after_an_edit_the_sampler_takes_its_first_step(pipe, sampler):
     fourth = plain[3]
     z, grid = fourth.z, pipe.model.process.grid(6)
     pipe.update(fourth, prompt="pizza")
-    found = next(pipe.resume(fourth))
+    result = next(pipe.resume(fourth))
     assert program._cache_size() == compiled
 
     def estimate(z, i: int):
@@ -85,10 +85,10 @@ def test_after_an_edit_the_sampler_takes_its_first_step(pipe, sampler):
         eps = (eps + there) / 2
         z0 = (z - grid.sigmas[4] * eps) / grid.alphas[4]
         expected = a * z0 + s * eps
-    np.testing.assert_allclose(found.z, expected, atol=1e-4)
+    np.testing.assert_allclose(result.z, expected, atol=1e-4)
     remembered = fourth.carry._replace(age=jnp.int32(4))
     other = program(
-        pipe.params, remembered, 4, jax.random.key(3)[None], found.prepared.inputs
+        pipe.params, remembered, 4, jax.random.key(3)[None], result.prepared.inputs
     )
     assert np.abs(other.z - expected).max() > 1e-2
 
@@ -104,14 +104,14 @@ def test_a_branch_with_a_past_is_replayed_bit_for_bit(pipe, sampler):
     last = list(pipe.resume(fifth))[-1]
     assert int(last.carry.age) == 2
     made = [Edit(4, {"prompt": "pizza"}), Edit(5, {"prompt": "pizza"})]
-    found = edits.replay(pipe, EditedTrajectory(Request(**options), made))
-    np.testing.assert_array_equal(found, pipe.finish(last))
+    result = edits.replay(pipe, EditedTrajectory(Request(**options), made))
+    np.testing.assert_array_equal(result, pipe.finish(last))
 
 
 def test_until_is_the_clean_estimate_of_an_earlier_step(pipe):
     steps = list(pipe.stream(**COMMON))
-    found = edits.replay(pipe, EditedTrajectory(Request(**COMMON), until=2))
-    np.testing.assert_array_equal(found, pipe.to_pixels(steps[1].z0_hat))
+    result = edits.replay(pipe, EditedTrajectory(Request(**COMMON), until=2))
+    np.testing.assert_array_equal(result, pipe.to_pixels(steps[1].z0_hat))
 
 
 @pytest.mark.parametrize(
