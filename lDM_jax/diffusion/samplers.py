@@ -59,7 +59,7 @@ class Carry(NamedTuple):
     z       "b h w c", the latents at the current time
     z0_hat  "b h w c", the clean latents last estimated: a preview
     memory  "m b h w c", the sampler's own past, newest first
-    age     i32 "", how many steps filled the memory; 0 makes the sampler forget
+    age     i32 "", how many steps filled the memory; 0 makes it count for nothing
     """
 
     z: Array

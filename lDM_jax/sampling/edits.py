@@ -72,19 +72,15 @@ def from_record(stored: dict) -> EditedTrajectory:
     """The trajectory of a record. UserError for what does not describe one."""
     rest = {name: value for name, value in stored.items() if name not in FIELDS}
     request, until = request_lib.from_record(rest), stored.get("until")
-    edits = [_edit(edit) for edit in as_list(stored.get("edits") or [])]
+    edits = stored.get("edits") or []
+    if not isinstance(edits, list):
+        raise UserError(f"edits is {type(edits).__name__}: give a list")
+    edits = [_edit(edit) for edit in edits]
     if not all(a.step <= b.step for a, b in zip(edits, edits[1:], strict=False)):
         raise UserError("the edits of a request go by rising steps")
     if until is not None and not is_count(until):
         raise UserError(f"until is {until!r}: give the number of a step")
     return EditedTrajectory(request, tuple(edits), until)
-
-
-def as_list(value: object) -> list:
-    """The value itself. UserError for anything but a list."""
-    if not isinstance(value, list):
-        raise UserError(f"edits is {type(value).__name__}: give a list")
-    return value
 
 
 def is_count(value: object) -> bool:

@@ -184,19 +184,16 @@ class Pipeline:
         The requests have one seed each, and differ in seeds and conditions only; they
         start from noise. sharding: of the batch, for several devices.
         """
-        models = self.models
         presets = [request.embedded() for request in requests]
-        pixels = [
-            request_lib.canvas(preset, self.task, self.trained.settings)
-            for preset in presets
-        ]
-        inputs = prepare.sampling_inputs(models, presets, pixels)
+        known = self.task, self.trained.settings
+        pixels = [request_lib.canvas(preset, *known) for preset in presets]
+        inputs = prepare.sampling_inputs(self.models, presets, pixels)
         keys = rng.seed_keys([request.seeds[0] for request in requests])
         if sharding is not None:
             rows = (inputs.cond, inputs.null, keys)
             cond, null, keys = jax.device_put(rows, sharding)
             inputs = inputs._replace(cond=cond, null=null)
-        spec = prepare.sampling_spec(models, presets[0], pixels[0])
+        spec = prepare.sampling_spec(self.models, presets[0], pixels[0])
         z = self._programs.whole(spec)(self.params, keys, inputs)
         pictures = self.to_pixels(z, window_px=presets[0].window_px)
         pairs = zip(pictures, pixels, strict=True)

@@ -216,8 +216,11 @@ def sampling_inputs(
     )
     if pixels[0].image is None or trained.task.own_image or first.source is not None:
         return inputs
-    z0 = None if old is None or "image" in changed else old.inputs.z0
-    return _with_image(trained, inputs, first, pixels[0], z0)
+    anew = old is None or "image" in changed
+    z0 = latents(trained, pixels[0]) if anew else old.inputs.z0
+    start = first.steps - max(1, round(first.strength * first.steps))
+    cell = trained.model.codec.factor
+    return inputs._replace(start=start, z0=z0, keep=known(pixels[0].mask, cell))
 
 
 def _gradient_guidance(models: Models, request: Request) -> dict:
@@ -241,24 +244,13 @@ def _gradient_guidance(models: Models, request: Request) -> dict:
     return gradient_guidance
 
 
-def _with_image(
-    trained: TrainedModel,
-    inputs: SamplingInputs,
-    request: Request,
-    pixels: RequestPixels,
-    z0: Array | None,
-) -> SamplingInputs:
-    """The known latents of image to image and of blending; z0 where they are known."""
-    z0 = latents(trained, pixels) if z0 is None else z0
-    start = request.steps - max(1, round(request.strength * request.steps))
-    inputs = inputs._replace(start=start, z0=z0)
-    if pixels.mask is None:
-        return inputs
-    # a latent position is known if no pixel of its cell is to be painted
-    cell = trained.model.codec.factor
-    h, w = z0.shape[1:3]
-    paint = pixels.mask.reshape(h, cell, w, cell).max(axis=(1, 3))
-    return inputs._replace(keep=1 - paint[None, :, :, None])
+def known(mask: np.ndarray | None, cell: int) -> np.ndarray | None:
+    """1 at the latent positions of whose cell no pixel is to be painted: "1 h w 1"."""
+    if mask is None:
+        return None
+    height, width, _ = mask.shape
+    cells = mask.reshape(height // cell, cell, width // cell, cell)
+    return 1 - cells.max(axis=(1, 3))[None, :, :, None]
 
 
 def latents(trained: TrainedModel, pixels: RequestPixels) -> Array:

@@ -122,8 +122,8 @@ def test_bf16_predictions_are_combined_in_f32():
     weak, strong = (noise(i, 3, 4, 4, 2).astype(jnp.bfloat16) for i in (3, 4))
     guided = mix(weak, strong, 2.0, T)
     assert guided.dtype == jnp.float32
-    wanted = 2 * np.asarray(strong, np.float32) - np.asarray(weak, np.float32)
-    np.testing.assert_allclose(guided, wanted, atol=1e-6)
+    expected = 2 * np.asarray(strong, np.float32) - np.asarray(weak, np.float32)
+    np.testing.assert_allclose(guided, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_q_sample_has_the_scales_of_its_time():
         else:
             alpha, sigma = process.alphas[index], process.sigmas[index]
         for row in range(4):
-            wanted = alpha[row] * z0[row] + sigma[row] * eps[row]
-            np.testing.assert_allclose(z_t[row], wanted, atol=1e-6)
+            expected = alpha[row] * z0[row] + sigma[row] * eps[row]
+            np.testing.assert_allclose(z_t[row], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
@@ -132,11 +132,11 @@ def test_min_snr_weights_are_the_papers():
     alphas, sigmas = PROCESSES["eps"].alphas, PROCESSES["eps"].sigmas
     snr = alphas**2 / sigmas**2
     clipped = np.minimum(snr, 5)
-    wanted = {"eps": clipped / snr, "z0": clipped, "v": clipped / (snr + 1)}
+    expected = {"eps": clipped / snr, "z0": clipped, "v": clipped / (snr + 1)}
     for prediction in PREDICTIONS:
         process = Process.discrete(prediction=prediction)
         weight = process.loss_weight(jnp.arange(1000), kind="min_snr")
-        np.testing.assert_allclose(weight, wanted[prediction], rtol=2e-5)
+        np.testing.assert_allclose(weight, expected[prediction], rtol=2e-5)
         assert np.all(np.asarray(process.loss_weight(jnp.arange(3))) == 1)
 
 

@@ -50,11 +50,11 @@ def test_edm_is_the_published_preconditioning():
     alpha, sigma = (np.reshape(a, s.shape) for a in process.scales(t))
     np.testing.assert_allclose(alpha * z0_hat + sigma * eps_hat, z_t, atol=1e-5)
     weight = (s**2 + SIGMA_DATA**2) / (s * SIGMA_DATA) ** 2
-    wanted = weight * (denoised - y) ** 2
-    found = process.loss_weight(t).reshape(s.shape)
-    found = found * (network - process.target(z0, n, t)) ** 2
+    expected = weight * (denoised - y) ** 2
+    result = process.loss_weight(t).reshape(s.shape)
+    result = result * (network - process.target(z0, n, t)) ** 2
     # At s = 0.002 the error of D is multiplied by 250,000: rounding of c_skip x.
-    np.testing.assert_allclose(found[1:], wanted[1:], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result[1:], expected[1:], rtol=1e-3, atol=1e-4)
 
 
 def test_edm_draws_the_published_noise_levels():
@@ -156,8 +156,8 @@ def test_the_learned_log_variance_finds_the_logarithm_of_the_error():
 
     start = jnp.zeros(8)
     carry = start, optimizer.init(start)
-    (found, _), _ = jax.lax.scan(step, carry, None, length=1500)
-    total, (u, error) = loss(found)
+    (result, _), _ = jax.lax.scan(step, carry, None, length=1500)
+    total, (u, error) = loss(result)
     np.testing.assert_allclose(error, jnp.exp(truth), rtol=1e-5)  # as it is reported
     np.testing.assert_allclose(u, truth, atol=5e-3)  # what 1,500 steps of Adam reach
     assert float(total) == pytest.approx(1 + float(truth.mean()), abs=1e-3)
@@ -165,13 +165,13 @@ def test_the_learned_log_variance_finds_the_logarithm_of_the_error():
 
 def test_a_config_that_learns_the_log_variance_has_a_place_for_it():
     config = importlib.import_module("configs.emoji_unconditional").get_config("smoke")
-    for wanted in (False, True):
-        config.loss.log_variance = wanted
+    for learned in (False, True):
+        config.loss.log_variance = learned
         model = networks.model(config, networks.abstract_codec(config))
         shapes = jax.eval_shape(
             model.init, jax.random.key(0), {}, jnp.zeros((1, 8, 8, 3))
         )
-        assert ("log_variance" in shapes) == wanted
+        assert ("log_variance" in shapes) == learned
 
 
 def test_errors_are_sorted_by_time():
@@ -191,8 +191,8 @@ def test_adamw_uses_both_betas():
     for number, gradient in enumerate((0.5, -2.0), start=1):
         updates, state = optimizer.update({"w": jnp.array([gradient])}, state, params)
         m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
-        wanted = -rate * (m / (1 - b1**number)) / (v / (1 - b2**number)) ** 0.5
-        np.testing.assert_allclose(updates["w"], wanted, rtol=1e-5)
+        expected = -rate * (m / (1 - b1**number)) / (v / (1 - b2**number)) ** 0.5
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("mask", "bias_moves"), [("all", True), ("matrices", False)])
@@ -216,17 +216,17 @@ def test_norms_are_euclidean_over_all_arrays():
         "conditioner": {},
     }
     params, updates = {"w": jnp.array([6.0, 8.0])}, {"w": jnp.array([5.0, 12.0])}
-    found = norms(grads, params, updates)
-    assert {name: float(value) for name, value in found.items()} == {
+    result = norms(grads, params, updates)
+    assert {name: float(value) for name, value in result.items()} == {
         "gnorm": 5.0,
         "norm/parameters": 10.0,
         "norm/update": 13.0,
     }
     grads["conditioner"] = {"c": jnp.array([12.0])}
-    found = norms(grads, params, updates)
-    assert float(found["gnorm"]) == 13.0
-    assert float(found["gnorm/unet"]) == 5.0
-    assert float(found["gnorm/conditioner"]) == 12.0
+    result = norms(grads, params, updates)
+    assert float(result["gnorm"]) == 13.0
+    assert float(result["gnorm/unet"]) == 5.0
+    assert float(result["gnorm/conditioner"]) == 12.0
 
 
 def test_an_update_applies_the_optimizer_and_averages_behind_it():

@@ -119,8 +119,8 @@ def test_order_of_convergence_from_pure_noise_to_clean_data(name):
     strides near pure noise do not shrink with the step, that leaves h^2 log(1/h).
     """
     errors = [error(FLOW, FLOW.grid(n, "trailing"), name) for n in (80, 320)]
-    wanted = 1.7 if name == "dpmpp_2m" else min(ORDERS[name], 1.85)
-    assert np.log(errors[0] / errors[1]) / np.log(4) >= wanted
+    expected = 1.7 if name == "dpmpp_2m" else min(ORDERS[name], 1.85)
+    assert np.log(errors[0] / errors[1]) / np.log(4) >= expected
 
 
 def test_adams_bashforth_integrates_polynomials_exactly():
@@ -163,9 +163,9 @@ def test_ancestral_steps_on_the_full_grid_are_the_ddpm_posterior(name, eta):
             buffers["posterior_mean_coef1"] * z0 + buffers["posterior_mean_coef2"] * z
         )
         noise = rng.normal_per_seed(keys, (4, 4, 3), step=i + 1)
-        wanted = mean + np.sqrt(buffers["posterior_variance"]) * noise
+        expected = mean + np.sqrt(buffers["posterior_variance"]) * noise
         # z0 = (z - sigma eps) / alpha carries f32 rounding over alpha (0.04 at t = 999)
-        np.testing.assert_allclose(carry.z, wanted, atol=2e-5)
+        np.testing.assert_allclose(carry.z, expected, atol=2e-5)
         np.testing.assert_allclose(carry.z0_hat, z0, rtol=1e-5, atol=1e-5)
 
 
@@ -344,7 +344,7 @@ def test_evaluations_of_the_network(name, calls):
 
 
 def test_forgetting_makes_the_next_step_a_first_step():
-    """A stream whose prompt changed sets age to 0."""
+    """As `Pipeline.update` has it after a change of what the denoiser predicts."""
     grid = EPS.grid(8, "trailing")
     denoise = denoiser(EPS, grid, mixture)
     for name in ("plms", "dpmpp_2m", "unipc"):
@@ -356,11 +356,11 @@ def test_forgetting_makes_the_next_step_a_first_step():
         carry = samplers.start_carry(normal(0, 1, 4, 4, 1), name)
         for i in range(4):
             carry = step(carry, i)
-        forgot = carry._replace(age=jnp.int32(0))
+        forgot = samplers.forget(carry)
         fresh = samplers.start_carry(carry.z, name)
-        wanted = step(fresh, 4).z
-        np.testing.assert_allclose(step(forgot, 4).z, wanted, atol=1e-6)
-        assert not np.allclose(step(carry, 4).z, wanted, atol=1e-3)
+        expected = step(fresh, 4).z
+        np.testing.assert_allclose(step(forgot, 4).z, expected, atol=1e-6)
+        assert not np.allclose(step(carry, 4).z, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

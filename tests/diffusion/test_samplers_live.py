@@ -79,8 +79,8 @@ def theirs(other, steps, *, time=True, times=None, last=None, **options):
         prediction = network(
             torch, other.scale_model_input(z, t), float(t) / 1000 if time else 0.5
         )
-        given = {name: value(i) for name, value in options.items()}
-        z = other.step(prediction, t, z, **given).prev_sample
+        values = {name: value(i) for name, value in options.items()}
+        z = other.step(prediction, t, z, **values).prev_sample
     return z.numpy() / (1 + ratios[1] ** 2) ** 0.5
 
 
@@ -159,8 +159,8 @@ def test_ode_samplers_at_the_same_times(name, sampler, options, spacing):
     for steps in (1, 7, 20):
         grid = EPS.grid(steps, spacing)
         other = scheduler(name, **options)
-        wanted = theirs(other, steps, times=grid.times[:-1], last=last)
-        agree(ours(grid, sampler), wanted)
+        expected = theirs(other, steps, times=grid.times[:-1], last=last)
+        agree(ours(grid, sampler), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 20, 40])
@@ -247,7 +247,7 @@ def test_inversion_is_diffusers_inverse_scheduler():
         u = t.astype(jnp.float32)[:, None, None, None] / 1000
         return network(jnp, z, u)
 
-    found = jax.jit(lambda z: samplers.invert(denoise, z, EPS, grid=grid))(Z)
+    result = jax.jit(lambda z: samplers.invert(denoise, z, EPS, grid=grid))(Z)
     np.testing.assert_array_equal(times, grid.times[:-1])
     expected = z.numpy().transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(result, expected, atol=TOLERANCE)

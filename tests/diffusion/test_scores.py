@@ -68,8 +68,10 @@ def test_what_is_said_of_clean_latents_is_differentiated_through_the_network():
     alpha, sigma = (s[:, None, None, None] for s in process.scales(T))
     pull = alpha * (y - alpha * z)
     for scale in (0.0, 2.5):
-        found = by_score(prior, log_prob, process, scale)(z, T)
-        np.testing.assert_allclose(found, prior(z, T) - scale * sigma * pull, atol=2e-5)
+        result = by_score(prior, log_prob, process, scale)(z, T)
+        np.testing.assert_allclose(
+            result, prior(z, T) - scale * sigma * pull, atol=2e-5
+        )
 
 
 def test_pure_noise_is_left_alone():
@@ -77,8 +79,8 @@ def test_pure_noise_is_left_alone():
     prior, z = denoiser(process, 0.0, 1.0), noise("z", 1, 4, 4, 3)
     log_prob = guidance.toward_target(Codec(Identity()), {}, jnp.zeros((1, 4, 4, 3)))
     last = jnp.array([999], jnp.int32)
-    found = by_score(prior, log_prob, process, 3.0)(z, last)
-    np.testing.assert_array_equal(found, prior(z, last))
+    result = by_score(prior, log_prob, process, 3.0)(z, last)
+    np.testing.assert_array_equal(result, prior(z, last))
 
 
 def test_times_between_the_whole_ones_have_scales_between():
@@ -106,8 +108,8 @@ def test_a_target_is_compared_at_its_own_size():
         antialias=True,
     )
     error = small.permute(0, 2, 3, 1).numpy() - np.asarray(y)
-    found = guidance.toward_target(Codec(Identity()), {}, y)(x, None, None)
-    np.testing.assert_allclose(found, -0.5 * (error**2).sum(axis=(1, 2, 3)), rtol=1e-4)
+    result = guidance.toward_target(Codec(Identity()), {}, y)(x, None, None)
+    np.testing.assert_allclose(result, -0.5 * (error**2).sum(axis=(1, 2, 3)), rtol=1e-4)
     with pytest.raises(UserError, match="larger than the picture"):
         guidance.toward_target(Codec(Identity()), {}, jnp.zeros((1, 32, 6, 3)))(
             x, None, None
@@ -117,6 +119,6 @@ def test_a_target_is_compared_at_its_own_size():
 def test_a_class_is_its_log_probability():
     logits = noise("logits", 3, 5)
     log_prob = guidance.toward_class(lambda z, t: logits, 2)
-    found = np.exp(log_prob(None, None, T))
+    result = np.exp(log_prob(None, None, T))
     exp = np.exp(np.asarray(logits))
-    np.testing.assert_allclose(found, exp[:, 2] / exp.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(result, exp[:, 2] / exp.sum(axis=1), rtol=1e-5)

@@ -14,7 +14,7 @@ from tests.reference import rule
 SHAPE = dict(z_channels=3, latent_channels=3, mid_attn=False, num_groups=4)
 
 
-def drawn(network: Autoencoder) -> dict:
+def random_params(network: Autoencoder) -> dict:
     """Parameters by the rule: every layer, bias and code counts."""
     x = jnp.zeros((1, 16, 16, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), x)
@@ -33,7 +33,7 @@ def drawn(network: Autoencoder) -> dict:
 def local():
     """(codec, params) of a VQ stage without attention: f = 4, width 16."""
     network = Autoencoder(16, (1, 2, 4), 1, num_codes=32, **SHAPE)
-    return Codec(network, (0.5, 1.0, 2.0)), drawn(network)
+    return Codec(network, (0.5, 1.0, 2.0)), random_params(network)
 
 
 def inputs(codec: Codec, method: str, height: int, width: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_exact_mode_is_the_untiled_program_and_traces_once(local, method, width_
 def test_halo_is_how_far_convolutions_reach(mults, blocks, method):
     """The gradient of one position ends at the halo, and not a position earlier."""
     network = Autoencoder(4, mults, blocks, **SHAPE)
-    codec, params = Codec(network), drawn(network)
+    codec, params = Codec(network), random_params(network)
     f, halo = codec.factor, tiling.halo(network, method)
     side = 2 * halo + 5
     middle = halo + 2

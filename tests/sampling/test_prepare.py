@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import sample
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
+from lDM_jax.diffusion import samplers
 from lDM_jax.sampling import bulk
 from lDM_jax.sampling.request import Request
 from tests.tasks.test_tasks import HOLE, PICTURE, drawn
@@ -18,9 +18,24 @@ from tests.tasks.test_tasks import HOLE, PICTURE, drawn
 COMMON = dict(prompt="red heart", seeds=(0, 1), steps=2)
 
 
+class Zeros:
+    """Programs that draw zeros: what is counted here happens before and after them."""
+
+    def whole(self, spec):
+        return lambda params, keys, inputs: jnp.zeros((len(keys), *spec.shape))
+
+    def single_step(self, spec):
+        def begin(keys, inputs):
+            return samplers.start_carry(jnp.zeros((len(keys), *spec.shape)))
+
+        return begin, lambda params, carry, *rest: carry
+
+
 @pytest.fixture(scope="module")
 def pipe():
-    return drawn("emoji")
+    made = drawn("emoji")
+    made._programs = Zeros()
+    return made
 
 
 @pytest.fixture
@@ -111,6 +126,7 @@ def test_the_program_decodes_each_file_once(
 
 def test_many_pictures_decode_a_label_map_once(decodings, tmp_path):
     semantic = drawn("emoji_semantic")
+    semantic._programs = Zeros()
     image.write_png(tmp_path / "map.png", HOLE // 128)
     request = Request(segmentation=str(tmp_path / "map.png"), steps=1)
     many = bulk.generate(semantic, request, 9, tmp_path / "many.npz", batch_size=8)
@@ -141,48 +157,6 @@ def test_a_refused_edit_leaves_the_step_as_it_was(pipe):
     with pytest.raises(UserError, match="cannot come, go or change"):
         pipe.update(step, image=PICTURE)
     assert vars(step) == before
-
-
-@pytest.mark.parametrize("sampler", ["plms", "dpmpp_2m", "unipc"])
-def test_after_an_edit_the_sampler_takes_its_first_step(pipe, sampler):
-    """By hand from the same z: improved Euler for PLMS, DDIM for the others.
-
-    f32 on latents of order one through a few rounded products: 1e-4.
-    """
-    options = dict(prompt="red heart", seeds=(3,), steps=6, sampler=sampler)
-    options |= dict(guidance=3.0)
-    plain = list(pipe.stream(**options))
-    program = pipe._programs.single_step(plain[0].prepared.spec)[1]
-    compiled = program._cache_size()
-    fourth = plain[3]
-    z, grid = fourth.z, pipe.model.process.grid(6)
-    pipe.update(fourth, prompt="pizza")
-    found = next(pipe.resume(fourth))
-    assert program._cache_size() == compiled
-
-    def estimate(z, i: int):
-        """(z0_hat, eps_hat) at time i under the new prompt."""
-        cond, null = fourth.prepared.inputs.cond, fourth.prepared.inputs.null
-        t = jnp.full(1, grid.times[i], jnp.int32)
-        strong, weak = (pipe.denoise(z, t, one) for one in (cond, null))
-        v = weak + 3.0 * (strong - weak)
-        a, s = grid.alphas[i], grid.sigmas[i]
-        return a * z - s * v, s * z + a * v
-
-    z0, eps = estimate(z, 4)
-    a, s = grid.alphas[5], grid.sigmas[5]
-    expected = a * z0 + s * eps
-    if sampler == "plms":
-        there = estimate(jnp.asarray(expected, jnp.float32), 5)[1]
-        eps = (eps + there) / 2
-        z0 = (z - grid.sigmas[4] * eps) / grid.alphas[4]
-        expected = a * z0 + s * eps
-    np.testing.assert_allclose(found.z, expected, atol=1e-4)
-    remembered = fourth.carry._replace(age=jnp.int32(4))
-    other = program(
-        pipe.params, remembered, 4, jax.random.key(3)[None], found.prepared.inputs
-    )
-    assert np.abs(other.z - expected).max() > 1e-2
 
 
 def test_each_field_of_a_request_has_a_flag_with_its_default():

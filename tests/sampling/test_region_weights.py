@@ -41,10 +41,10 @@ def test_what_a_region_leaves_is_the_prompts():
 @pytest.mark.parametrize("regional", ["attention", "latent"])
 def test_weights_lead_from_the_prompt_to_the_region(pipe, regional):
     # guided strongly: words move this toy little
-    given = dict(seeds=[0], guidance=20.0, steps=4)
+    options = dict(seeds=[0], guidance=20.0, steps=4)
 
     def latents(**request) -> np.ndarray:
-        return np.asarray([*pipe.stream(**request, **given)][-1].z)
+        return np.asarray([*pipe.stream(**request, **options)][-1].z)
 
     def apart(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.abs(a - b).max())

@@ -115,11 +115,11 @@ def test_the_way_between_seeds_begins_and_ends_with_their_pictures(pipe):
 def test_a_picture_comes_back_from_its_own_noise(pipe):
     """Inversion's error falls with the steps; without it the seed draws another one."""
     common = dict(label=3, seeds=[0], guidance=1.0, image=PICTURE)
-    wanted = image.to_float(pipe.to_pixels(pipe.encode(PICTURE[None])))
+    expected = image.to_float(pipe.to_pixels(pipe.encode(PICTURE[None])))
 
     def error(**options) -> float:
-        found = image.to_float(pipe.sample(**common, **options))
-        return float(np.sqrt(((found - wanted) ** 2).mean()))
+        result = image.to_float(pipe.sample(**common, **options))
+        return float(np.sqrt(((result - expected) ** 2).mean()))
 
     coarse, fine = error(source="same", steps=4), error(source="same", steps=64)
     assert fine < 0.5 * coarse
@@ -133,10 +133,10 @@ def test_a_preview_is_a_small_picture_of_the_colours(pipe):
     matrix = np.asarray(config.latent_rgb)
     source, lay = EmojiSource(split="validation"), Composite()
     x = np.stack([lay(source[i], None)["image"] for i in range(16)])
-    seen = preview.to_rgb(codec, np.asarray(codec.encode(params, x)), matrix)
-    assert seen.shape == (16, 8, 8, 3) and seen.dtype == np.uint8
+    small = preview.to_rgb(codec, np.asarray(codec.encode(params, x)), matrix)
+    assert small.shape == (16, 8, 8, 3) and small.dtype == np.uint8
     cells = x.reshape(16, 8, 8, 8, 8, 3).mean(axis=(2, 4))
-    error = np.sqrt(((image.to_float(seen) - cells) ** 2).mean())
+    error = np.sqrt(((image.to_float(small) - cells) ** 2).mean())
     assert error < 0.5 * cells.std()  # explains three quarters of the variance
     assert pipe.preview(np.zeros((1, 8, 8, 3))).shape == (1, 8, 8, 3)
 

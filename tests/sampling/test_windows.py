@@ -72,20 +72,20 @@ def test_a_region_is_drawn_by_the_windows_that_lie_in_it():
     half = jnp.concatenate([jnp.zeros((1, 4, 6, 1)), jnp.ones((1, 4, 6, 1))], axis=2)
     x = jnp.concatenate([half, half])
     regions = jnp.ones((2, 4, 12, 1)).at[0, :, 6:].set(0)
-    found = {
+    result = {
         within: in_windows(network, (4, 12), window=8, overlap=4, within=within)(
             x, T, Cond(regions=regions)
         )
         for within in (False, True)
     }
-    np.testing.assert_allclose(found[True][1], found[False][1], atol=1e-6)
+    np.testing.assert_allclose(result[True][1], result[False][1], atol=1e-6)
     first, second = 2 / 8, 6 / 8  # the windows' means
     falling, rising = np.array([4, 3, 2, 1]) / 5, np.array([1, 2, 3, 4]) / 5
     a = falling * (6 / 8) ** 2  # the region fills 6 of 8 columns, and 2 of 8
     b = rising * (2 / 8) ** 2
     middle = (a * first + b * second) / (a + b)
     expected = np.concatenate([[first] * 4, middle, [second] * 4])
-    np.testing.assert_allclose(found[True][0, 0, :, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(result[True][0, 0, :, 0], expected, atol=1e-6)
 
 
 def test_a_small_picture_is_one_window():
@@ -111,8 +111,8 @@ def test_memory_is_that_of_one_window():
     def temporary(extent):
         large = in_windows(network, extent, window=16, overlap=4)
         shapes = (jax.ShapeDtypeStruct((1, *extent, 4), jnp.float32), T[:1], Cond())
-        found = jax.jit(large).lower(*shapes).compile().memory_analysis()
-        return found.temp_size_in_bytes
+        result = jax.jit(large).lower(*shapes).compile().memory_analysis()
+        return result.temp_size_in_bytes
 
     assert temporary((52, 52)) < 1.3 * temporary((16, 16)) + 16 * 52 * 52 * 4
 
@@ -134,8 +134,8 @@ def test_a_wide_picture_of_the_paper_takes_the_memory_of_its_windows():
             return in_windows(network, extent, window=64, overlap=16)(z, t, Cond())
 
         shapes = params, floats(1, *extent, 3), jax.ShapeDtypeStruct((1,), jnp.int32)
-        found = jax.jit(predict).lower(*shapes).compile().memory_analysis()
-        return found.temp_size_in_bytes
+        result = jax.jit(predict).lower(*shapes).compile().memory_analysis()
+        return result.temp_size_in_bytes
 
     small, wide = temporary((64, 64)), temporary((96, 256))
     print(f"temporary memory: {small / 1e6:.1f} MB, in windows {wide / 1e6:.1f} MB")
@@ -185,8 +185,8 @@ def test_one_full_mask_is_the_plain_prompt(pipe, regional):  # noqa: F811
     plain = pipe.sample(prompt="red heart", seeds=[0, 1])
     full = np.ones((32, 32), np.uint8)
     common = dict(prompt="dog", seeds=[0, 1], regional=regional)
-    found = pipe.sample(regions=[("red heart", full)], **common)
-    assert difference(found, plain) <= 1
+    result = pipe.sample(regions=[("red heart", full)], **common)
+    assert difference(result, plain) <= 1
     half = pipe.sample(regions=[("red heart", (0.0, 0.0, 0.5, 1.0))], **common)
     assert difference(half, plain) > 1
 
@@ -195,20 +195,20 @@ def test_one_full_mask_in_windows_is_the_plain_prompt_in_windows(pipe):  # noqa:
     wide = dict(seeds=[0], size_px=(32, 56), window_px=32)
     plain = pipe.sample(prompt="red heart", **wide)
     wide |= dict(prompt="dog", regional="latent")
-    found = pipe.sample(regions=[("red heart", (0, 0, 1, 1))], **wide)
-    assert difference(found, plain) <= 1
+    result = pipe.sample(regions=[("red heart", (0, 0, 1, 1))], **wide)
+    assert difference(result, plain) <= 1
     half = pipe.sample(regions=[("red heart", (0, 0, 0.5, 1))], **wide)
     assert difference(half, plain) > 1
 
 
 def test_region_maps():
-    given = RequestPixels(4, 8)
+    pixels = RequestPixels(4, 8)
     request = Request(
         "x", regions=[("a", (0.0, 0.0, 0.5, 1.0)), ("b", (0.5, 0, 0.25, 1))]
     )
-    maps = request_lib.region_maps(request, given)
+    maps = request_lib.region_maps(request, pixels)
     np.testing.assert_array_equal(maps.sum(axis=-1), 1)
     np.testing.assert_array_equal(maps.argmax(axis=-1)[0], [1, 1, 1, 1, 2, 2, 0, 0])
     wrong = Request("x", regions=[("a", np.ones((2, 2), np.uint8))])
     with pytest.raises(UserError, match=r"region of \(2, 2\) on a picture of \(4, 8\)"):
-        request_lib.region_maps(wrong, given)
+        request_lib.region_maps(wrong, pixels)
