@@ -197,7 +197,7 @@ def test_a_metadata_file_in_each_split_s_folder(tmp_path):
     "line, problem",
     [
         ("{oops", "line 2, is not JSON"),
-        ("[1]", "line 2, is not JSON object"),
+        ("[1]", "line 2, is not a JSON object"),
         ({"label": 1}, "has no file_name"),
         ({"file_name": "b.png", "text": 3}, "neither a text nor a list"),
         ({"file_name": "b.png", "label": -1}, "has the label -1"),
