@@ -7,9 +7,9 @@
 
 make    writes a folder of small noisy PNGs
 memory  all figures of that folder against itself with the emoji features: seconds,
-        pictures a second, and the largest resident memory of the process; --wide: with
+        images a second, and the largest resident memory of the process; --wide: with
         as many features as InceptionV3 has, made by one random projection, against
-        10,000 of the pictures, as a reference file holds them
+        10,000 of the images, as a reference file holds them
 speed   from a folder of PNGs to mean and covariance of InceptionV3's features, random
         weights, which cost the same; --peer: by pytorch-fid on the same files and
         weights, in its batches of 50 (it reads in the same process: forks of one that
@@ -42,7 +42,7 @@ from lDM_jax.weights import name_maps, torch_file
 
 
 def make(args: argparse.Namespace) -> dict:
-    """A folder of pictures: smooth colours with noise, every one different.
+    """A folder of images: smooth colors with noise, every one different.
 
     seed: 0, or 1 for darker ones.
     """
@@ -51,11 +51,11 @@ def make(args: argparse.Namespace) -> dict:
     ramp = np.linspace(0, 1, args.size)[:, None, None]
     for index in range(args.num):
         ends = rng.integers(0, 200 - 90 * args.seed, (2, 1, 1, 3))
-        picture = ends[0] * ramp + ends[1] * (1 - ramp)
-        picture = picture + rng.integers(0, 56, (args.size, args.size, 3))
-        place = folder / f"{index // 1000:03d}" if args.num > 1000 else folder
-        place.mkdir(exist_ok=True)
-        image.write_png(place / f"{index:06d}.png", picture.astype(np.uint8))
+        pixels = ends[0] * ramp + ends[1] * (1 - ramp)
+        pixels = pixels + rng.integers(0, 56, (args.size, args.size, 3))
+        subfolder = folder / f"{index // 1000:03d}" if args.num > 1000 else folder
+        subfolder.mkdir(exist_ok=True)
+        image.write_png(subfolder / f"{index:06d}.png", pixels.astype(np.uint8))
     return {"folder": str(folder), "num": args.num, "size_px": args.size}
 
 
@@ -65,21 +65,21 @@ def memory(args: argparse.Namespace) -> dict:
     folder = Path(args.folder)
     work = folder.with_name(f"{folder.name}.{extractor.name}")
     side = sides.open_side(folder, extractor, work)
-    made, reference = time.time(), side
+    features_done, reference = time.time(), side
     if args.wide:
         file = work.with_suffix(".npz")
         if not file.exists():
             sides.save(file, side, Folder(folder))
         reference = sides.open_side(file, extractor, work)
-    begun = time.time()
+    figures_begin = time.time()
     report = figures.measure(side, reference, extractor, replicates=args.bootstrap)
     return {
         "num": side.bank.count,
         "features": len(side.pool.mean),
         "reference": reference.bank.count,
-        "features_secs": round(made - begin, 1),
-        "images_per_sec": round(side.bank.count / (made - begin), 1),
-        "figures_secs": round(time.time() - begun, 1),
+        "features_secs": round(features_done - begin, 1),
+        "images_per_sec": round(side.bank.count / (features_done - begin), 1),
+        "figures_secs": round(time.time() - figures_begin, 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **report.as_json(),
     }
@@ -106,9 +106,9 @@ def wide() -> extractors.Extractor:
 
 
 def speed(args: argparse.Namespace) -> dict:
-    """Pictures a second through InceptionV3, compiled before the clock starts."""
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    """Images a second through InceptionV3, compiled before the clock starts."""
+    with tempfile.TemporaryDirectory() as folder_name:
+        root = Path(folder_name)
         make(argparse.Namespace(**vars(args) | dict(folder=root / "png")))
         store(root / "inception.safetensors")
         extractor = extractors.load_extractor(
@@ -134,13 +134,13 @@ def speed(args: argparse.Namespace) -> dict:
 def store(path: Path) -> None:
     """InceptionV3 by He's scale, in torch's names and layouts."""
     rng, arrays = np.random.default_rng(0), {}
-    for place, shape in inception.inception_shapes().items():
-        spread = np.sqrt(2 / max(1, np.prod(shape[:-1])))
-        values = rng.normal(0, spread, shape) if len(shape) > 1 else np.ones(shape)
+    for parameter, shape in inception.inception_shapes().items():
+        deviation = np.sqrt(2 / max(1, np.prod(shape[:-1])))
+        values = rng.normal(0, deviation, shape) if len(shape) > 1 else np.ones(shape)
         layout = "same"
-        if place[-1] == "kernel":
+        if parameter[-1] == "kernel":
             layout = "conv" if len(shape) == 4 else "linear"
-        name = ".".join([*place[:-1], place[-1].replace("kernel", "weight")])
+        name = ".".join([*parameter[:-1], parameter[-1].replace("kernel", "weight")])
         array = name_maps.to_layout(values.astype(np.float32), layout)
         arrays[name] = np.ascontiguousarray(array)
     arrays["fc.bias"] = np.zeros(inception.CLASSES, np.float32)
@@ -149,8 +149,8 @@ def store(path: Path) -> None:
 
 def agree(args: argparse.Namespace) -> dict:
     """One FID by both programs, from files to the figure."""
-    with tempfile.TemporaryDirectory() as place:
-        root, network = Path(place), Path(place) / "inception.safetensors"
+    with tempfile.TemporaryDirectory() as folder_name:
+        root, network = Path(folder_name), Path(folder_name) / "inception.safetensors"
         folders = [root / "a", root / "b"]
         for index, folder in enumerate(folders):
             make(argparse.Namespace(**vars(args) | dict(folder=folder, seed=index)))

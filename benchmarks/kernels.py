@@ -1,10 +1,10 @@
-"""Convolution and attention of `models.kernels` beside XLA's own, on a CPU.
+"""Convolution and attention of `models.cpu_kernels` beside XLA's own, on a CPU.
 
     python -m benchmarks.kernels
 
 A line a shape: milliseconds of the forward pass and of forward and backward together,
 both ways, and how many times faster ours is. Shapes are those of celebahq_ldm4's UNet,
-first stages, and Stable Diffusion's attention at 512 px; "doubled" is a picture made
+first stages, and Stable Diffusion's attention at 512 px; "doubled" is an image made
 twice as large before its convolution. "spread" is XLA's own convolution both times, of
 shapes of the emoji networks: as `startup.spread_convolutions` has it, and YNNPACK's.
 "norm" is our group norm beside flax's.
@@ -52,7 +52,7 @@ ATTENTIONS = (
 )
 
 
-def ways(function) -> dict[str, Callable]:
+def directions(function) -> dict[str, Callable]:
     """Forward, and forward with all gradients."""
 
     def gradients(*operands):
@@ -62,13 +62,13 @@ def ways(function) -> dict[str, Callable]:
     return {"forward": function, "with_gradients": gradients}
 
 
-def beside(ours: Callable, theirs: Callable) -> dict:
+def compare(ours: Callable, others: Callable) -> dict:
     """ours(way) and theirs(way), in milliseconds, for both ways of `ways`."""
-    found = {}
-    for way in ("forward", "with_gradients"):
-        first, second = ours(way), theirs(way)
-        found[way] = [round(first, 2), round(second, 2), round(second / first, 2)]
-    return found
+    times = {}
+    for direction in ("forward", "with_gradients"):
+        first, second = ours(direction), others(direction)
+        times[direction] = [round(first, 2), round(second, 2), round(second / first, 2)]
+    return times
 
 
 def spread(function, operands, repeats: int) -> dict:
@@ -76,27 +76,27 @@ def spread(function, operands, repeats: int) -> dict:
     types = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in YNNPACK)
     ynnpack = {FUSIONS.removeprefix("--"): types}
 
-    def timed(way: str, options: dict | None = None):
-        what = ways(function)[way]
-        return milliseconds(what, operands, repeats, compiler_options=options)
+    def measure(direction: str, options: dict | None = None):
+        target = directions(function)[direction]
+        return milliseconds(target, operands, repeats, compiler_options=options)
 
     with cpu_kernels.plain():
-        return beside(timed, lambda way: timed(way, ynnpack))
+        return compare(measure, lambda direction: measure(direction, ynnpack))
 
 
 def both(function, operands, repeats: int) -> dict:
     """Ours and XLA's."""
 
-    def timed(way: str):
+    def measure(direction: str):
         # a function of its own, so that nothing traced before is found again
-        what = ways(function)[way]
-        return milliseconds(lambda *operands: what(*operands), operands, repeats)
+        target = directions(function)[direction]
+        return milliseconds(lambda *operands: target(*operands), operands, repeats)
 
-    def theirs(way: str):
+    def measure_xla(direction: str):
         with cpu_kernels.plain():
-            return timed(way)
+            return measure(direction)
 
-    return beside(timed, theirs)
+    return compare(measure, measure_xla)
 
 
 def norms(x, repeats: int) -> dict:
@@ -104,10 +104,10 @@ def norms(x, repeats: int) -> dict:
     norm, flax_norm = layers.GroupNorm(), nn.GroupNorm(32)
     params = norm.init(jax.random.key(0), x)
     inner = {"params": params["params"]["norm"]}
-    ours, theirs = ways(norm.apply), ways(flax_norm.apply)
-    return beside(
-        lambda way: milliseconds(ours[way], (params, x), repeats),
-        lambda way: milliseconds(theirs[way], (inner, x), repeats),
+    our_runs, flax_runs = directions(norm.apply), directions(flax_norm.apply)
+    return compare(
+        lambda direction: milliseconds(our_runs[direction], (params, x), repeats),
+        lambda direction: milliseconds(flax_runs[direction], (inner, x), repeats),
     )
 
 

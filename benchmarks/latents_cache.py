@@ -1,4 +1,4 @@
-"""What a latents cache saves: seconds of a training step with pictures, with moments.
+"""What a latents cache saves: seconds of a training step with images, with moments.
 
     python -m benchmarks.latents_cache [--config configs/emoji.py] [--steps 20]
     python -m benchmarks.latents_cache --config configs/celebahq_ldm4.py \\
@@ -36,7 +36,7 @@ def first_stage(config):
 
 
 def batches(config, codec, rows: int) -> dict[str, dict]:
-    """The same conditions with pictures and with moments."""
+    """The same conditions with images and with moments."""
     rng, size = np.random.default_rng(0), config.data.size_px
     shapes = example_shapes(task_of(config), task_settings(config), rows=rows)
     conditions = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
@@ -74,13 +74,13 @@ def main() -> int:
     config = read_config(args.config, [])
     rows = args.batch_size or config.train.batch_size
     codec, params = first_stage(config)
-    found = {
+    secs = {
         name: seconds(config, codec, params, batch, args.steps)
         for name, batch in batches(config, codec, rows).items()
     }
     result = {"config": args.config, "batch_size": rows, "steps": args.steps}
-    result |= {f"{name} s/step": round(value, 4) for name, value in found.items()}
-    result["speed-up"] = round(found["pictures"] / found["cache"], 3)
+    result |= {f"{name} s/step": round(value, 4) for name, value in secs.items()}
+    result["speed-up"] = round(secs["pictures"] / secs["cache"], 3)
     sys.stdout.write(json.dumps(result) + "\n")
     return 0
 

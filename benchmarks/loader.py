@@ -1,4 +1,4 @@
-"""Pictures a second of the loader, of a plain PIL loop and of PyTorch's DataLoader.
+"""Images a second of the loader, of a plain PIL loop and of PyTorch's DataLoader.
 
     python -m benchmarks.loader [--images 400] [--repeats 3]
 
@@ -6,7 +6,7 @@ All read the same JPEG files (500 x 375, quality 90, of smoothed noise over grad
 as large as ImageNet's), cut the central square, resize it to 256 px by PIL's bicubic
 filter and hand over batches of 32 as f32 in [-1, 1]. The plain loop is one process. The
 loader works with threads (its default) and with two processes, the DataLoader with two
-processes; starting is not counted, nor are the batches prefetched meanwhile. No picture
+processes; starting is not counted, nor are the batches prefetched meanwhile. No image
 is decoded at a reduced size: what comes out is what the transform promises, and it is
 compared. Every repeat measures all of them, in turn; the best of each is reported, as
 JSON.
@@ -120,7 +120,7 @@ def ours(paths: list[Path], workers: int) -> Iterator[np.ndarray]:
 
 
 def rate(make: Callable, paths: list[Path], workers: int, batches: int) -> float:
-    """Pictures a second of `batches` batches after the first SKIPPED."""
+    """Images a second of `batches` batches after the first SKIPPED."""
     iterator = make(paths, workers)
     for _ in range(SKIPPED):
         next(iterator)
@@ -145,7 +145,7 @@ def main() -> int:
         first = {name: next(make(paths, 0)) for name, make in makers.items()}
         for name, batch in first.items():
             if np.abs(batch - first["plain loop"]).max() > 1e-6:
-                raise SystemExit(f"{name} does not give the same pictures")
+                raise SystemExit(f"{name} does not give the same images")
         best = dict.fromkeys(makers, 0.0)
         for _ in range(args.repeats):
             for name, make in makers.items():

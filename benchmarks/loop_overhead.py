@@ -35,16 +35,16 @@ flags.DEFINE_integer("steps", 60, "Steps a turn.")
 flags.DEFINE_integer("turns", 3, "Turns of each side.")
 
 
-def bare(made, mesh, batches: list, steps: int) -> float:
+def time_update(experiment, mesh, batches: list, steps: int) -> float:
     """Seconds a step of the update alone, all of it under way at once."""
-    config, root = made.config, jax.random.key(made.config.seed)
+    config, root = experiment.config, jax.random.key(experiment.config.seed)
     key = rng.stream(root, "init")
-    shardings = state_sharding(mesh, jax.eval_shape(made.stage.init, key))
+    shardings = state_sharding(mesh, jax.eval_shape(experiment.stage.init, key))
     limits = loop_settings(config).limits
-    update = jit_update(made.stage, mesh, shardings, root=root, limits=limits)
-    state = jax.jit(made.stage.init, out_shardings=shardings)(key)
+    update = jit_update(experiment.stage, mesh, shardings, root=root, limits=limits)
+    state = jax.jit(experiment.stage.init, out_shardings=shardings)(key)
     guard = put_replicated(mesh, Guard.start())
-    frozen = put_replicated(mesh, made.frozen)
+    frozen = put_replicated(mesh, experiment.frozen)
     state, guard, scalars = update(state, guard, frozen, batches[0])  # compiles
     jax.block_until_ready(state)
     begin = time.perf_counter()
@@ -56,24 +56,24 @@ def bare(made, mesh, batches: list, steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def looped(made, mesh, steps: int) -> tuple[float, float]:
+def time_loop(experiment, mesh, steps: int) -> tuple[float, float]:
     """(seconds a step of the loop after its first log line, share of input wait)."""
-    seen: list[tuple[int, float, float]] = []
+    rows: list[tuple[int, float, float]] = []
 
     class Watch(Recorder):
         def _append(self, group, step, values):
-            seen.append((step, time.perf_counter(), values["input_wait"]))
+            rows.append((step, time.perf_counter(), values["input_wait"]))
             super()._append(group, step, values)
 
     original, loop.Recorder = loop.Recorder, Watch
     try:
         with tempfile.TemporaryDirectory() as folder:
-            loop.run(made, folder, mesh=mesh)
+            loop.run(experiment, folder, mesh=mesh)
     finally:
         loop.Recorder = original
-    (first, begin, _), (last, end, _) = seen[0], seen[-2]
+    (first, begin, _), (last, end, _) = rows[0], rows[-2]
     assert last - first >= steps
-    return (end - begin) / (last - first), float(np.mean([row[2] for row in seen]))
+    return (end - begin) / (last - first), float(np.mean([row[2] for row in rows]))
 
 
 def main(argv) -> None:
@@ -92,19 +92,19 @@ def main(argv) -> None:
             checkpoint_every_steps=0,
         )
     )
-    made = experiment_lib.make(config)
-    beginning = made.iterator.get_state()
-    batches = [put_batch(mesh, next(made.iterator)) for _ in range(8)]
+    experiment = experiment_lib.make(config)
+    beginning = experiment.iterator.get_state()
+    batches = [put_batch(mesh, next(experiment.iterator)) for _ in range(8)]
     sides: dict[str, list[float]] = {"bare": [], "loop": []}
     waits = []
     for turn in range(FLAGS.turns):
-        sides["bare"].append(bare(made, mesh, batches, steps))
-        made.iterator.set_state(beginning)
-        secs, wait = looped(made, mesh, steps)
+        sides["bare"].append(time_update(experiment, mesh, batches, steps))
+        experiment.iterator.set_state(beginning)
+        secs, wait = time_loop(experiment, mesh, steps)
         sides["loop"].append(secs)
         waits.append(wait)
-        shown = ", ".join(f"{k} {1e3 * v[-1]:.2f} ms" for k, v in sides.items())
-        print(f"turn {turn}: {shown}, input wait {wait:.1%}", flush=True)
+        text = ", ".join(f"{k} {1e3 * v[-1]:.2f} ms" for k, v in sides.items())
+        print(f"turn {turn}: {text}, input wait {wait:.1%}", flush=True)
     medians = {name: float(np.median(values)) for name, values in sides.items()}
     print(
         f"median a step: bare {1e3 * medians['bare']:.2f} ms, loop "

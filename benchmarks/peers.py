@@ -42,7 +42,7 @@ from lDM_jax.interop import first_stage_settings, names
 from lDM_jax.interop.diffusers import settings as diffusers_settings
 from lDM_jax.weights import name_maps
 
-# the config, its first stage, pictures and training steps of a run
+# the config, its first stage, images and training steps of a run
 CONFIGS = {
     "emoji": ("emoji", "emoji_autoencoder", 32, 16),
     "celebahq": ("celebahq_ldm4", "vq_f4", 1, 1),
@@ -366,7 +366,7 @@ def main() -> int:
     parser.add_argument("config", choices=tuple(CONFIGS))
     parser.add_argument("--measure", nargs="+", choices=tuple(MEASURES))
     parser.add_argument("--batch", type=int, default=0, help="of the training step")
-    parser.add_argument("--rows", type=int, default=1, help="pictures of the others")
+    parser.add_argument("--rows", type=int, default=1, help="images of the others")
     parser.add_argument("--size_px", type=int, default=0, help="of encode and decode")
     parser.add_argument("--steps", type=int, default=50, help="of the trajectory")
     parser.add_argument("--repeats", type=int, default=5)

@@ -6,8 +6,8 @@
 A recipe is a list of flags of train.py for configs/emoji.py. Each is trained by
 train.py and judged by two commands of lDM_jax.tools.evaluate:
 
-    fd_emoji   `generate --extractor emoji`, against the training pictures
-    accuracy   `prompts`: does the nearest training picture have the prompt's subgroup?
+    fd_emoji   `generate --extractor emoji`, against the training images
+    accuracy   `prompts`: does the nearest training image have the prompt's subgroup?
 
 All draw with the config's 50 steps of a first-order sampler, so with as many network
 evaluations, at the config's guidance; only the grid is each recipe's own. One JSON line
@@ -98,7 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", default="all", help="names joined by commas")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num", type=int, default=1000, help="pictures for fd_emoji")
+    parser.add_argument("--num", type=int, default=1000, help="images for fd_emoji")
     parser.add_argument("--captions", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=8, help="samples a caption")
     parser.add_argument("--table", action="store_true", help="print what is there")
@@ -117,7 +117,7 @@ def train_flags(recipe: str, args: argparse.Namespace) -> list[str]:
     values = {**RECIPES[recipe][1], "train.num_steps": args.steps, "seed": args.seed}
     warmup = "optimizer.warmup_steps"
     values[warmup] = min(values[warmup], args.steps // 10)
-    flags = [f"--config.{name}={given}" for name, given in values.items()]
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
     return [f"--config={args.config}", *flags]
 
 
@@ -144,12 +144,12 @@ def measure(recipe: str, args: argparse.Namespace, work: Path) -> dict:
     flags, begin = train_flags(recipe, args), time.perf_counter()
     call("train.py", *flags, f"--workdir={run}")
     train_secs = time.perf_counter() - begin
-    drawn = evaluate(
+    samples = evaluate(
         "generate",
         *("--workdir", str(run), "--num", str(args.num), "--out", str(run / "drawn")),
         *("--extractor", "emoji"),
     )
-    asked = evaluate(
+    prompts = evaluate(
         "prompts",
         *("--model", str(run), "--captions", str(args.captions)),
         *("--seeds", str(args.seeds)),
@@ -158,11 +158,11 @@ def measure(recipe: str, args: argparse.Namespace, work: Path) -> dict:
         **identity(recipe, args),
         "about": RECIPES[recipe][0],
         "flags": flags,
-        "fd_emoji": drawn["fd_emoji"],
-        "accuracy": asked["accuracy"],
-        "sampler": [asked[name] for name in ("sampler", "steps", "guidance")],
+        "fd_emoji": samples["fd_emoji"],
+        "accuracy": prompts["accuracy"],
+        "sampler": [prompts[name] for name in ("sampler", "steps", "guidance")],
         "train_secs": round(train_secs),
-        "generate": drawn,
+        "generate": samples,
     }
 
 
@@ -172,7 +172,7 @@ def identity(recipe: str, args: argparse.Namespace) -> dict:
     return {"recipe": recipe, **{name: getattr(args, name) for name in names}}
 
 
-def lines_of(out: Path) -> list[dict]:
+def read_lines(out: Path) -> list[dict]:
     """What has been measured."""
     if not out.exists():
         return []
@@ -209,15 +209,15 @@ def main() -> None:
             print(recipe, *train_flags(recipe, args))
         return
     for recipe in () if args.table else args.recipes:
-        wanted = identity(recipe, args)
-        if any(wanted.items() <= line.items() for line in lines_of(out)):
+        request = identity(recipe, args)
+        if any(request.items() <= line.items() for line in read_lines(out)):
             continue
         line = measure(recipe, args, work)
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(table([line]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(table(lines_of(out)))
+    print(table(read_lines(out)))
 
 
 if __name__ == "__main__":

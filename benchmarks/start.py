@@ -1,4 +1,4 @@
-"""From a command to the first picture: imports, and compilation with a cold cache.
+"""From a command to the first image: imports, and compilation with a cold cache.
 
     python -m benchmarks.start
     python -m benchmarks.start --model emoji --repeats 5

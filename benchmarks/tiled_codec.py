@@ -8,8 +8,8 @@ The first line runs vq_f4_noattn at a reduced width with drawn weights: no atten
 exact mode should agree with the untiled run. `--trained` runs the shipped emoji_kl_f8,
 which has attention in the middle: tiles attend to themselves, and the difference says
 what that costs. Every measurement is a process of its own; peak memory is its largest
-resident set (ru_maxrss), once for the imports and weights alone ("idle"), once for a
-picture of one tile, once for the whole picture. Differences are over all pixels (or
+resident set (ru_maxrss), once for the imports and weights alone ("idle"), once for an
+image of one tile, once for the whole image. Differences are over all pixels (or
 moments) and over the interior, without a tile's width along the border.
 """
 

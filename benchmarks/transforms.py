@@ -5,8 +5,8 @@
 
 Milliseconds of processor time of one call, the mean over `repeats` seeds: masks and
 degradations of every kind at 256 px, crops for super-resolution of 188 to 375 px, crops
-of a 500 x 375 picture, and scenes of emoji at 64 px with the share that is covered.
-With --masks, instead, the share of the picture that so many masks of each kind paint:
+of a 500 x 375 image, and scenes of emoji at 64 px with the share that is covered.
+With --masks, instead, the share of the image that so many masks of each kind paint:
 mean, 5th and 95th percentile.
 """
 
@@ -33,15 +33,15 @@ def milliseconds(call: Callable, repeats: int) -> float:
     return round(1e3 * (time.process_time() - started) / repeats, 2)
 
 
-def painted(count: int) -> dict:
+def measure_masks(count: int) -> dict:
     """kind -> [mean, 5th percentile, 95th] of the painted share of `count` masks."""
-    found = {}
+    result = {}
     for kind in KINDS:
         seeds = map(np.random.default_rng, range(count))
         shares = [draw_mask(kind, 256, 256, rng).mean() for rng in seeds]
         figures = [np.mean(shares), *np.percentile(shares, (5, 95))]
-        found[kind] = [round(float(figure), 2) for figure in figures]
-    return found
+        result[kind] = [round(float(figure), 2) for figure in figures]
+    return result
 
 
 def measure(repeats: int) -> dict:
@@ -52,27 +52,27 @@ def measure(repeats: int) -> dict:
     photo = {"image": pixels / np.float32(127.5) - np.float32(1)}
     scenes = SceneSource(size_px=64, num_scenes=max(repeats, 2))
     covered = np.mean([(scenes[i]["segmentation"] > 0).mean() for i in range(repeats)])
-    found = {
+    result = {
         f"mask {kind}": milliseconds(
             lambda seed, kind=kind: draw_mask(kind, 256, 256, rng(seed)), repeats
         )
         for kind in KINDS
     }
     for kind in ("bicubic", "bsr", "bsr_light"):
-        found[f"degrade {kind}"] = milliseconds(
+        result[f"degrade {kind}"] = milliseconds(
             lambda seed, kind=kind: Degrade(kind)(x, rng(seed)), repeats
         )
-    found["crop of 188 to 375 px"] = milliseconds(
+    result["crop of 188 to 375 px"] = milliseconds(
         lambda seed: RandomCrop(256)(photo, rng(seed)), repeats
     )
     for method in ("bicubic", "linear"):
         crop = Crop(256, "random", method=method)
-        found[f"crop {method} of 500 x 375"] = milliseconds(
+        result[f"crop {method} of 500 x 375"] = milliseconds(
             lambda seed, crop=crop: crop({"image": pixels}, rng(seed)), repeats
         )
-    found["scene"] = milliseconds(lambda seed: scenes[seed], repeats)
-    found["scene covered"] = round(float(covered), 3)
-    return found
+    result["scene"] = milliseconds(lambda seed: scenes[seed], repeats)
+    result["scene covered"] = round(float(covered), 3)
+    return result
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--masks", type=int, default=0)
     args = parser.parse_args()
     if args.masks:
-        result = {"masks": args.masks, **painted(args.masks)}
+        result = {"masks": args.masks, **measure_masks(args.masks)}
     else:
         result = {"repeats": args.repeats, **measure(args.repeats)}
     sys.stdout.write(json.dumps(result) + "\n")

@@ -71,8 +71,8 @@ def test_layouts_come_back_up_to_rounding():
     layouts = [random_layout(rng, count) for count in (0, 3, 30)]
     again = tokenizer.layouts(tokenizer(layouts))
     assert [len(layout) for layout in again] == [0, 3, 30]
-    for layout, found in zip(layouts, again, strict=True):
-        for (label, box), (same_label, near) in zip(layout, found, strict=True):
+    for layout, result in zip(layouts, again, strict=True):
+        for (label, box), (same_label, near) in zip(layout, result, strict=True):
             assert label == same_label
             # A corner moves by half a step of 1/89, an extent by two of them.
             np.testing.assert_allclose(near[:2], box[:2], atol=0.5 / 89 + 1e-9)

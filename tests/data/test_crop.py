@@ -44,20 +44,20 @@ def test_linear_is_torchs_interpolation_without_antialiasing(shape):
     )[0]
     top, left = (extent[0] - size) // 2, (extent[1] - size) // 2
     expected = whole.numpy()[:, top : top + size, left : left + size]
-    found = crop({"image": pixels}, rng())["image"]
+    result = crop({"image": pixels}, rng())["image"]
     # rounded to whole levels: half of one, and f32 weights
-    assert np.abs(found - expected.transpose(1, 2, 0)).max() <= 0.51
+    assert np.abs(result - expected.transpose(1, 2, 0)).max() <= 0.51
 
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear", "lanczos"])
 def test_a_resized_crop_is_the_crop_of_the_resized_picture(method):
     pixels, extent = smooth(90, 120), (60, 80)
-    found = image.resized_crop(pixels, extent, (10, 25), 32, method=method)
+    result = image.resized_crop(pixels, extent, (10, 25), 32, method=method)
     picture = Image.fromarray(pixels)
     whole = picture.resize(extent[::-1], image.RESAMPLING[method])
     expected = np.asarray(whole)[10:42, 25:57]
     # weights of the shifted grid are rounded on their own: one level
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(result.astype(int) - expected).max() <= 1
 
 
 def test_a_random_place_shows_whole_pixels_of_a_picture_of_the_right_side():
@@ -66,9 +66,9 @@ def test_a_random_place_shows_whole_pixels_of_a_picture_of_the_right_side():
     pixels = np.stack([x, y, x + y], axis=-1).astype(np.uint8)
     lefts = []
     for seed in range(200):
-        found = Crop(20, "random")({"image": pixels}, rng(seed))["image"]
-        left = int(found[0, 0, 0])
-        np.testing.assert_array_equal(found, pixels[:, left : left + 20])
+        result = Crop(20, "random")({"image": pixels}, rng(seed))["image"]
+        left = int(result[0, 0, 0])
+        np.testing.assert_array_equal(result, pixels[:, left : left + 20])
         lefts.append(left)
     assert set(lefts) == set(range(31))
 
@@ -129,8 +129,8 @@ def test_boxes_beyond_the_region_are_dropped_and_others_clipped():
         (2, (0.25, 0.0, 0.5, 0.5)),
         (3, (0.5, 0, 0.5, 1)),
     ]
-    found = cut_layout(layout, region)
-    assert found == [(2, (0.0, 0.0, 0.5, 0.5)), (3, (0.0, 0.0, 1.0, 1.0))]
+    result = cut_layout(layout, region)
+    assert result == [(2, (0.0, 0.0, 0.5, 0.5)), (3, (0.0, 0.0, 1.0, 1.0))]
 
 
 def test_linear_weights_colours_by_their_alpha():

@@ -85,8 +85,8 @@ def test_every_emoji_has_a_picture_that_is_not_empty(emoji):
     ],
 )
 def test_names_and_pictures_belong_together(emoji, caption, near):
-    found = [s for s in emoji.values() if caption in s.captions]
-    example = found[0][found[0].captions.index(caption)]
+    result = [s for s in emoji.values() if caption in s.captions]
+    example = result[0][result[0].captions.index(caption)]
     x = Composite()(example, rng())["image"]
     middle = x[14:18, 14:18].mean(axis=(0, 1))
     np.testing.assert_allclose(middle, near, atol=0.4)

@@ -153,18 +153,18 @@ def test_pixels_are_pils_centre_crop_and_bicubic(tmp_path, height, width, size):
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
     expected = square.resize((size, size), Image.Resampling.BICUBIC)
-    found = Crop(size)(FolderSource(tmp_path)[0], None)["image"]
-    np.testing.assert_array_equal(found, np.asarray(expected))
+    result = Crop(size)(FolderSource(tmp_path)[0], None)["image"]
+    np.testing.assert_array_equal(result, np.asarray(expected))
 
 
 def test_pixels_of_the_right_size_are_untouched_also_transparent_ones(tmp_path):
     pixels = noise(8, 8, 4)
     pixels[:, :, 3] = 255 * (pixels[:, :, 3] > 99)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = Crop(8)(FolderSource(tmp_path)[0], None)["image"]
+    result = Crop(8)(FolderSource(tmp_path)[0], None)["image"]
     visible = pixels[:, :, 3] > 0
-    np.testing.assert_array_equal(found[visible], pixels[visible])
-    np.testing.assert_array_equal(found[:, :, 3], pixels[:, :, 3])
+    np.testing.assert_array_equal(result[visible], pixels[visible])
+    np.testing.assert_array_equal(result[:, :, 3], pixels[:, :, 3])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -190,20 +190,20 @@ def test_exif_orientation_is_applied(orientation):
 
 def test_sixteen_bits_become_the_nearest_eight():
     values = np.arange(0, 65536, 97, dtype=np.uint16).reshape(4, -1)
-    found = image.decode(encoded(Image.fromarray(values)))
-    np.testing.assert_array_equal(found[:, :, 0], np.rint(values / 65535 * 255))
-    assert (found[:, :, 3] == 255).all()
+    result = image.decode(encoded(Image.fromarray(values)))
+    np.testing.assert_array_equal(result[:, :, 0], np.rint(values / 65535 * 255))
+    assert (result[:, :, 3] == 255).all()
 
 
 def test_palette_with_a_transparent_entry_cmyk_and_grey():
     palette = Image.new("P", (2, 1))
     palette.putpalette([*RED, *GREEN])
     palette.putpixel((1, 0), 1)
-    found = image.decode(encoded(palette, transparency=0))
-    assert found[0, 0, 3] == 0 and tuple(found[0, 1]) == (*GREEN, 255)
+    result = image.decode(encoded(palette, transparency=0))
+    assert result[0, 0, 3] == 0 and tuple(result[0, 1]) == (*GREEN, 255)
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    found = image.decode(encoded(red, "JPEG"))
-    np.testing.assert_allclose(found[4, 4], (*RED, 255), atol=2)
+    result = image.decode(encoded(red, "JPEG"))
+    np.testing.assert_allclose(result[4, 4], (*RED, 255), atol=2)
     grey = image.decode(encoded(Image.new("L", (1, 1), 7)))
     assert tuple(grey[0, 0]) == (7, 7, 7, 255)
 

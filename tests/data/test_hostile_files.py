@@ -129,9 +129,9 @@ def test_there_are_thirty_files_and_as_many_bad_ones_as_expected(folder):
 def test_every_reason_names_its_file_in_one_line(folder, tmp_path):
     source, path = source_of(folder), tmp_path / "run" / "bad_examples.jsonl"
     list(batches_once(source, ROW, batch_size=4, ledger=Ledger(30, path=path)))
-    found = reasons(path)
-    assert len(found) == BAD
-    for item in found:
+    result = reasons(path)
+    assert len(result) == BAD
+    for item in result:
         assert source.files[item["index"]] in item["reason"]
         assert "\n" not in item["reason"] and "0x" not in item["reason"]
 
@@ -149,15 +149,15 @@ def test_training_takes_the_next_good_one_and_lists_the_bad(
             tags, tag, batch_size=6, seed=3, num_workers=num_workers, ledger=ledger
         )
         rows.set_state({"next_batch": start})
-        found = [next(rows)["tag"].tolist() for _ in range(count)]
+        result = [next(rows)["tag"].tolist() for _ in range(count)]
         rows.close()
-        return found
+        return result
 
     ledger = Ledger(30, path=path)
     whole = batches(ledger)
-    wanted = loader(Indices(30), tag, batch_size=6, seed=3)
+    expected = loader(Indices(30), tag, batch_size=6, seed=3)
     for batch in whole:
-        for tried, given in zip(next(wanted)["tag"], batch, strict=True):
+        for tried, given in zip(next(expected)["tag"], batch, strict=True):
             following = [(int(tried) + k) % 30 for k in range(30)]
             assert given == next(i for i in following if i in good)
     # two epochs of 30: every bad one was met

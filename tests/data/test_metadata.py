@@ -91,9 +91,9 @@ def test_boxes_in_fractions_and_in_pixels_are_the_same_layout(tmp_path):
     source = FolderSource(tmp_path)
     assert source.conditions == ["layout"] and source.categories == ["cat", "cup"]
     for i in range(2):
-        found = source[i]["layout"]
-        assert [label for label, _ in found] == [1, 0]
-        np.testing.assert_allclose([box for _, box in found], boxes, rtol=1e-12)
+        result = source[i]["layout"]
+        assert [label for label, _ in result] == [1, 0]
+        np.testing.assert_allclose([box for _, box in result], boxes, rtol=1e-12)
     assert source[2]["layout"] == []
 
 
@@ -138,9 +138,9 @@ def test_label_maps_of_grey_and_palette_pictures_and_masks(tmp_path):
     source = FolderSource(describe(tmp_path, *lines))
     assert source.conditions == ["mask", "segmentation"]
     for i in range(2):
-        found = source[i]["segmentation"]
-        assert found.dtype == np.int32
-        np.testing.assert_array_equal(found, values)
+        result = source[i]["segmentation"]
+        assert result.dtype == np.int32
+        np.testing.assert_array_equal(result, values)
         mask = source[i]["mask"]
         assert mask.dtype == np.float32 and mask.shape == (4, 5, 1)
         np.testing.assert_array_equal(mask[:, :, 0], values > 0)
@@ -197,7 +197,7 @@ def test_a_metadata_file_in_each_split_s_folder(tmp_path):
     "line, problem",
     [
         ("{oops", "line 2, is not JSON"),
-        ("[1]", "line 2, is not JSON object"),
+        ("[1]", "line 2, is not a JSON object"),
         ({"label": 1}, "has no file_name"),
         ({"file_name": "b.png", "text": 3}, "neither a text nor a list"),
         ({"file_name": "b.png", "label": -1}, "has the label -1"),

@@ -43,8 +43,8 @@ def write(path, rows):
 def test_a_record_holds_what_was_packed():
     files = {"image": png(1), "segmentation": png(2, "L")}
     fields = {"caption": "rød", "label": 3}
-    found = unpack(pack(fields, files))
-    assert found == (fields, files)
+    result = unpack(pack(fields, files))
+    assert result == (fields, files)
     with pytest.raises(ValueError, match="where the header says"):
         unpack(pack(fields, files)[:-5])
 

@@ -60,8 +60,8 @@ def test_features_of_a_batch_are_those_of_its_pictures(emoji):
     from lDM_jax.models.emoji_features import EmojiFeatures
 
     x = pictures(0, 35)
-    found = emoji.features(list(x))
-    assert {key: value.shape for key, value in found.items()} == {
+    result = emoji.features(list(x))
+    assert {key: value.shape for key, value in result.items()} == {
         "pool": (35, 112),
         "spatial": (35, 448),
         "logits": (35, 99),
@@ -71,7 +71,7 @@ def test_features_of_a_batch_are_those_of_its_pictures(emoji):
         one = resize(x[index], "clean", 64)[None] / 127.5 - 1
         expected = apply(emoji.variables, one.astype(np.float32))
         for key, value in expected.items():
-            np.testing.assert_allclose(found[key][index], value[0], atol=2e-5)
+            np.testing.assert_allclose(result[key][index], value[0], atol=2e-5)
 
 
 def test_pictures_of_many_extents_are_as_good(emoji):
@@ -100,10 +100,10 @@ def test_files_order_batches_devices_and_hosts_do_not_matter(
     monkeypatch.setattr(jax, "process_index", lambda: 0)
     other = sides_lib.side_of_images(folder, lonely, tmp_path)
     assert other.record["fingerprint"] == sides[0].record["fingerprint"]
-    found = values(figures.measure(other, sides[1], emoji, replicates=3))
-    assert found.keys() == straight.keys() and len(found) == 8
+    result = values(figures.measure(other, sides[1], emoji, replicates=3))
+    assert result.keys() == straight.keys() and len(result) == 8
     for name, value in straight.items():
-        assert found[name] == pytest.approx(value, rel=1e-7, abs=1e-12), name
+        assert result[name] == pytest.approx(value, rel=1e-7, abs=1e-12), name
 
 
 def test_a_killed_run_continues_to_the_same_figures(
@@ -139,11 +139,11 @@ def test_figures_are_those_of_the_metrics(sides, emoji):
         exact = rows.astype(np.float64)
         sigma = np.cov(exact, rowvar=False)
         gaussians.append(Gaussian(exact.mean(axis=0), sigma))
-    found = report.figures["fd_emoji"]
-    assert found.value == pytest.approx(
+    result = report.figures["fd_emoji"]
+    assert result.value == pytest.approx(
         FrechetDistance(gaussians[0])(gaussians[1]), rel=1e-9
     )
-    assert found.low < found.value < found.high
+    assert result.low < result.value < result.high
     names = {"fd", "sfd", "is", "kd", "precision", "recall", "density", "coverage"}
     assert report.figures.keys() == {f"{name}_emoji" for name in names}
 
@@ -179,8 +179,8 @@ def test_rows_blocks_and_weights_of_a_bank(sides):
     drawn[:5] = [1, 2, 0, 1, 1]
     moments = Moments.zeros(whole.shape[1])
     moments.add(whole[bank.order[[0, 1, 1, 3, 4]]])
-    found = bank.gaussian("pool", bank.to_image_order(drawn))
-    np.testing.assert_allclose(found.covariance, moments.gaussian().covariance)
+    result = bank.gaussian("pool", bank.to_image_order(drawn))
+    np.testing.assert_allclose(result.covariance, moments.gaussian().covariance)
 
 
 def stats(path, width: int = 112, spatial: bool = False, **more):
@@ -204,9 +204,9 @@ def test_any_mix_of_the_field_s_files(files, emoji, tmp_path, sides):
     assert mixed.figures["fd_emoji"].value == pytest.approx(exact)
     path = stats(tmp_path / "adm.npz", spatial=True, arr_0=pictures(1))
     adm = sides_lib.open_side(path, emoji, tmp_path / "2")
-    found = values(figures.measure(sides[0], adm, emoji, replicates=2))
-    assert {"sfd_emoji", "precision_emoji", "kd_emoji"} <= found.keys()
-    assert found["fd_emoji"] == pytest.approx(exact)  # the file's mu, not arr_0's
+    result = values(figures.measure(sides[0], adm, emoji, replicates=2))
+    assert {"sfd_emoji", "precision_emoji", "kd_emoji"} <= result.keys()
+    assert result["fd_emoji"] == pytest.approx(exact)  # the file's mu, not arr_0's
 
 
 @pytest.mark.parametrize(
@@ -289,10 +289,10 @@ def test_a_reference_of_a_data_set_round_trips(tmp_path, emoji, capsys):
         record
     )
     again = sides_lib.open_side(path, emoji, tmp_path / "again")
-    found = figures.measure(side, again, emoji, replicates=2)
-    assert abs(found.figures["fd_emoji"].value) < 1e-9
-    assert found.figures["precision_emoji"].value == 1.0
-    assert not any("does not say" in text for text in found.warnings)
+    result = figures.measure(side, again, emoji, replicates=2)
+    assert abs(result.figures["fd_emoji"].value) < 1e-9
+    assert result.figures["precision_emoji"].value == 1.0
+    assert not any("does not say" in text for text in result.warnings)
 
 
 def test_reference_from_a_config_file(tmp_path, capsys):
@@ -335,7 +335,7 @@ def test_a_first_stage_that_changes_nothing_has_r_fid_zero(emoji, tmp_path):
         sides_lib.side_of_images(p, emoji, tmp_path / str(i))
         for i, p in enumerate((rebuilt, data))
     ]
-    found = figures.measure(*pair, emoji, replicates=3, paired=True).figures
-    assert "kd_emoji" not in found and "fd_emoji" in found
+    result = figures.measure(*pair, emoji, replicates=3, paired=True).figures
+    assert "kd_emoji" not in result and "fd_emoji" in result
     # rounding of traces of about ten
-    assert np.abs(found["fd_emoji"]).max() < 1e-5
+    assert np.abs(result["fd_emoji"]).max() < 1e-5

@@ -36,6 +36,6 @@ def test_guided_diffusion_s_published_values(capsys):
         f"--weights=inception={folder / 'pt_inception-2015-12-05-6726825d.pth'}",
     ]
     assert evaluate.main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     for name, (value, tolerance) in PUBLISHED.items():
-        assert found[name] == pytest.approx(value, rel=tolerance), name
+        assert result[name] == pytest.approx(value, rel=tolerance), name

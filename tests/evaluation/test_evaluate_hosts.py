@@ -80,13 +80,13 @@ def same(out, alone):
     with np.load(out / "samples.npz") as ours, np.load(folder / "samples.npz") as one:
         np.testing.assert_array_equal(ours["arr_0"], one["arr_0"])
         np.testing.assert_array_equal(ours["arr_1"], one["arr_1"])
-    found = json.loads(line)
-    assert found.keys() == expected.keys() and found["count"] == COUNT
-    names = [name for name in found if "_emoji" in name and "prepared" not in name]
+    result = json.loads(line)
+    assert result.keys() == expected.keys() and result["count"] == COUNT
+    names = [name for name in result if "_emoji" in name and "prepared" not in name]
     assert len(names) > 10
     for name in names:
-        assert found[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
-    return found
+        assert result[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
+    return result
 
 
 def test_two_processes_draw_and_measure_what_one_does(model, alone, tmp_path):

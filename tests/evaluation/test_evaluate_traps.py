@@ -88,8 +88,8 @@ def test_jpeg_on_one_side_is_noticed(emoji, tmp_path):
             Image.fromarray(picture).save(folder / f"{index}.{suffix}")
         work = tmp_path / f"work-{suffix}"
         made.append(sides.side_of_images(Folder(folder), emoji, work))
-    found = figures.measure(*made, emoji, kinds=["frechet"], replicates=0)
-    assert any("JPEG or WebP" in text for text in found.warnings)
+    result = figures.measure(*made, emoji, kinds=["frechet"], replicates=0)
+    assert any("JPEG or WebP" in text for text in result.warnings)
     same = figures.measure(made[1], made[1], emoji, kinds=["frechet"], replicates=0)
     assert not any("JPEG" in text for text in same.warnings)
 
@@ -131,8 +131,8 @@ def test_references_of_a_data_set_that_was_cut_otherwise_are_refused(change):
 
 def test_the_validation_split_as_reference_is_noticed(emoji):
     a, b = side("samples", width=112), side("held out", width=112, split="validation")
-    found = figures.measure(a, b, emoji, kinds=["frechet"], replicates=0)
-    assert any("training split" in text for text in found.warnings)
+    result = figures.measure(a, b, emoji, kinds=["frechet"], replicates=0)
+    assert any("training split" in text for text in result.warnings)
 
 
 def test_the_bias_of_few_samples_is_told_and_about_right(emoji):
@@ -143,8 +143,8 @@ def test_the_bias_of_few_samples_is_told_and_about_right(emoji):
     distance = FrechetDistance(Gaussian(np.zeros(width), np.eye(width)))
     value = distance(bank.gaussian())
     assert frechet.bias(distance, bank, "pool", value) == pytest.approx(value, rel=0.33)
-    found = figures.measure(side("a"), side("b"), emoji, kinds=["frechet"])
-    assert any("12 samples is too high by about" in text for text in found.warnings)
+    result = figures.measure(side("a"), side("b"), emoji, kinds=["frechet"])
+    assert any("12 samples is too high by about" in text for text in result.warnings)
 
 
 def test_copies_are_noticed(emoji):
@@ -152,8 +152,8 @@ def test_copies_are_noticed(emoji):
     rows = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
     twice = side("twice")
     twice.bank = ArrayBank(np.concatenate([rows, rows]), twice.record)
-    found = figures.measure(twice, side("b"), emoji, kinds=[], replicates=0)
-    assert any("50 of 100 samples are exact copies" in t for t in found.warnings)
+    result = figures.measure(twice, side("b"), emoji, kinds=[], replicates=0)
+    assert any("50 of 100 samples are exact copies" in t for t in result.warnings)
 
 
 def test_every_picture_has_its_own_seed_and_conditions_are_balanced():
@@ -168,15 +168,15 @@ def test_every_picture_has_its_own_seed_and_conditions_are_balanced():
 
 def products(jaxpr) -> list:
     """All convolutions and matrix products of a program, inner ones too."""
-    found = []
+    result = []
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            found.append(equation)
+            result.append(equation)
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                found += products(inner)
-    return found
+                result += products(inner)
+    return result
 
 
 def test_features_are_float32_at_the_highest_precision(emoji):
@@ -194,9 +194,9 @@ def test_features_are_float32_at_the_highest_precision(emoji):
     ]
     counts = []
     for program in programs:
-        found = products(program.jaxpr)
-        counts.append(len(found))
-        for equation in found:
+        result = products(program.jaxpr)
+        counts.append(len(result))
+        for equation in result:
             assert equation.outvars[0].aval.dtype == np.float32
             assert "HIGHEST" in str(equation.params["precision"])
     assert counts == [2 + 5 + 1, 94 + 1]
@@ -224,23 +224,23 @@ def settings(tmp_path, monkeypatch):
 def test_generate_tells_everything_and_never_picks_the_best(settings, tmp_path, capsys):
     """One line a set of seeds and a guidance, with all figures of these pictures, all
     lines kept; the same command again changes nothing."""
-    args, pipe, found = settings
+    args, pipe, result = settings
     args.figures = ["frechet", "score"]
     lines = []
     for first in (0, 100, 0):
         args.first_seed = first
         out = tmp_path / str(first)
-        lines.append(generate.drawn_and_measured(args, pipe, "emoji", out, found))
+        lines.append(generate.drawn_and_measured(args, pipe, "emoji", out, result))
     assert lines[0] == lines[2] and lines[0]["fd_emoji"] != lines[1]["fd_emoji"]
     assert lines[1]["seeds"] == [100, 113] and lines[0]["count"] == 14
     assert {"fd_emoji", "is_emoji"} <= lines[0].keys()
-    wanted = {"config_sha256", "step", "ema", "sampler", "steps", "guidance", "seeds"}
-    assert wanted | {"weights_sha256", "prepared_emoji", "reference"} <= set(lines[0])
+    expected = {"config_sha256", "step", "ema", "sampler", "steps", "guidance", "seeds"}
+    assert expected | {"weights_sha256", "prepared_emoji", "reference"} <= set(lines[0])
     written = (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == [lines[0]]
     args.first_seed = 5
     with pytest.raises(UserError, match="samples of another request"):
-        generate.drawn_and_measured(args, pipe, "emoji", tmp_path / "0", found)
+        generate.drawn_and_measured(args, pipe, "emoji", tmp_path / "0", result)
     with np.load(tmp_path / "0" / "samples.npz") as npz:
         assert np.bincount(npz["arr_1"]).tolist() == [5, 5, 4]
 

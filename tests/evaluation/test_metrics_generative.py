@@ -52,22 +52,22 @@ def test_inception_score_is_the_mean_over_splits():
 def test_score_weights_are_repetitions():
     logits = rows(0, 30, 5)
     drawn = bootstrap.counts(30, 3)
-    _, found = inception_score.inception_score([logits], drawn)
+    _, result = inception_score.inception_score([logits], drawn)
     repeated = [score(np.repeat(logits, c.astype(int), axis=0)) for c in drawn]
-    np.testing.assert_allclose(found, repeated, rtol=1e-12)
+    np.testing.assert_allclose(result, repeated, rtol=1e-12)
 
 
 def test_kid_has_no_bias():
     """Over many pairs of small sets of one distribution the mean is zero: within four
     standard errors, of 300 draws. The biased estimate is far off."""
-    found, biased = [], []
+    result, biased = [], []
     for seed in range(300):
         x, y = rows(2 * seed, 12), rows(2 * seed + 1, 12)
-        found.append(kid_of(x, y)[0])
+        result.append(kid_of(x, y)[0])
         k = kernel_distances.polynomial_kernel
         biased.append(k(x, x).mean() + k(y, y).mean() - 2 * k(x, y).mean())
-    error = np.std(found) / np.sqrt(300)
-    assert abs(np.mean(found)) < 4 * error < np.mean(biased) / 2
+    error = np.std(result) / np.sqrt(300)
+    assert abs(np.mean(result)) < 4 * error < np.mean(biased) / 2
 
 
 def test_kid_is_brute_force_over_different_pictures():
@@ -86,13 +86,13 @@ def test_kid_weights_pair_no_picture_with_itself():
     """By counting over the drawn pictures, whose copies are the same picture."""
     x, y = rows(0, 8), rows(1, 8)
     drawn = bootstrap.counts(8, 1, seed=4)
-    _, _, found = kid_of(x, y, drawn)
+    _, _, result = kid_of(x, y, drawn)
     picks = np.repeat(np.arange(8), drawn[0].astype(int))
     k = kernel_distances.polynomial_kernel
     within = [k(x[[i]], x[[j]])[0, 0] for i in picks for j in picks if i != j]
     others = k(y, y)[~np.eye(8, dtype=bool)].mean()
     exact = np.mean(within) + others - 2 * k(x[picks], y).mean()
-    assert found[0] == pytest.approx(exact, rel=1e-12)
+    assert result[0] == pytest.approx(exact, rel=1e-12)
 
 
 def test_kid_of_subsets_has_the_same_mean():
@@ -144,8 +144,8 @@ def brute_force(reference, samples, k: int = 3, wide: int = 5):
 def test_manifolds_are_brute_force_in_any_blocks(monkeypatch, block):
     monkeypatch.setattr(manifolds, "BLOCK", block)
     reference, samples = rows(0, 60, 3), rows(1, 45, 3, shift=0.7)
-    found = manifolds.membership(blocks_of(reference), blocks_of(samples))
-    for ours, exact in zip(found, brute_force(reference, samples), strict=True):
+    result = manifolds.membership(blocks_of(reference), blocks_of(samples))
+    for ours, exact in zip(result, brute_force(reference, samples), strict=True):
         np.testing.assert_array_equal(ours, exact)
 
 
@@ -174,8 +174,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     held, rng = 0, np.random.default_rng(0)
     for trial in range(200):
         drawn = bootstrap.counts(80, 60, seed=trial)
-        found = bootstrap.mean_figure(rng.exponential(size=80), drawn)
-        held += found.low < 1.0 < found.high
+        result = bootstrap.mean_figure(rng.exponential(size=80), drawn)
+        held += result.low < 1.0 < result.high
     assert 180 <= held <= 198
 
 

@@ -117,17 +117,17 @@ def test_inception_score():
 def test_precision_recall_density_coverage():
     torch = pytest.importorskip("torch", reason="needs requirements-dev.txt")
     reference, samples = features(1, 200, 8), features(2, 150, 8)
-    found = manifolds.membership(blocks_of(reference), blocks_of(samples))
+    result = manifolds.membership(blocks_of(reference), blocks_of(samples))
     pair = (torch.from_numpy(x.astype(np.float64)) for x in (samples, reference))
     theirs = peer("torch_fidelity.metric_prc").prc_features_to_metric(
         *pair, prc_neighborhood=3, prc_batch_size=64, verbose=False
     )
     # torch's cdist rounds otherwise: a picture on a border, 1 of 150, may change sides
-    assert found.inside.mean() == pytest.approx(theirs["precision"], abs=1 / 150)
-    assert found.recalled.mean() == pytest.approx(theirs["recall"], abs=1 / 150)
+    assert result.inside.mean() == pytest.approx(theirs["precision"], abs=1 / 150)
+    assert result.recalled.mean() == pytest.approx(theirs["recall"], abs=1 / 150)
     theirs = peer("prdc.prdc").compute_prdc(reference, samples, nearest_k=5)
-    assert found.density.mean() == pytest.approx(theirs["density"], abs=1e-3)
-    assert found.covered.mean() == pytest.approx(theirs["coverage"], abs=1 / 200)
+    assert result.density.mean() == pytest.approx(theirs["density"], abs=1e-3)
+    assert result.covered.mean() == pytest.approx(theirs["coverage"], abs=1 / 200)
 
 
 def test_guided_diffusion_s_precision_in_half_floats():
@@ -141,9 +141,9 @@ def test_guided_diffusion_s_precision_in_half_floats():
 
     radii = np.partition(squares(reference, reference), 3, axis=1)[:, 3]
     theirs = (squares(samples, reference) <= radii).any(axis=1).mean()
-    found = manifolds.membership(blocks_of(reference), blocks_of(samples))
+    result = manifolds.membership(blocks_of(reference), blocks_of(samples))
     # f16 has three digits: some hundredths of the pictures near a border
-    assert found.inside.mean() == pytest.approx(theirs, abs=0.05)
+    assert result.inside.mean() == pytest.approx(theirs, abs=0.05)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (299, 299), (512, 400)])

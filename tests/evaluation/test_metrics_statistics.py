@@ -40,13 +40,13 @@ def test_blocks_of_any_size_and_order_have_numpy_s_moments(block):
     rows = features(0, 333)
     shuffled = rows[np.random.default_rng(1).permutation(len(rows))]
     parts = [shuffled[start : start + block] for start in range(0, len(rows), block)]
-    found = moments(*parts).gaussian()
+    result = moments(*parts).gaussian()
     exact = rows.astype(np.float64)
-    assert found.count == 333
+    assert result.count == 333
     # f64 sums of a few hundred numbers: 1e-13 of their scale
-    np.testing.assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(result.mean, exact.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(
-        found.covariance, np.cov(exact, rowvar=False), rtol=1e-11, atol=1e-12
+        result.covariance, np.cov(exact, rowvar=False), rtol=1e-11, atol=1e-12
     )
 
 
@@ -107,8 +107,8 @@ def test_distance_of_commuting_covariances(ranks):
         spectra.append(values)
     pair = [Gaussian(np.zeros(40), axes @ np.diag(s) @ axes.T) for s in spectra]
     exact = ((np.sqrt(spectra[0]) - np.sqrt(spectra[1])) ** 2).sum()
-    found = FrechetDistance(pair[0])(pair[1])
-    assert found == pytest.approx(exact, abs=1e-6, rel=1e-9)
+    result = FrechetDistance(pair[0])(pair[1])
+    assert result == pytest.approx(exact, abs=1e-6, rel=1e-9)
 
 
 def test_equal_sets_of_fewer_pictures_than_features_are_at_distance_zero():
@@ -130,9 +130,9 @@ def test_the_quick_way_agrees():
 
 def test_factor_keeps_the_rank_and_refuses_what_is_no_covariance():
     sigma = psd(np.random.default_rng(0), 20, 6)
-    found = factor(sigma)
-    assert found.shape == (20, 6)
-    np.testing.assert_allclose(found @ found.T, sigma, atol=1e-12 * sigma.max())
+    result = factor(sigma)
+    assert result.shape == (20, 6)
+    np.testing.assert_allclose(result @ result.T, sigma, atol=1e-12 * sigma.max())
     with pytest.raises(UserError, match="eigenvalue -1"):
         factor(np.diag([2.0, -1.0]))
     with pytest.raises(UserError, match="different networks"):

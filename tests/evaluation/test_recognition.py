@@ -92,9 +92,9 @@ def test_the_interval_is_over_pairs():
     """Pairs that all succeed or all fail: of 16 with half of them the deviation of the
     mean is 1 / 8, however many seeds there are; 2,000 replicates know it to a few %."""
     left = np.repeat(np.arange(16) < 8, 4).reshape(16, 4)
-    found = regions.shares(left, np.ones_like(left), 2000)
-    assert found["accuracy_both"] == 0.5 and found["accuracy_right"] == 1
-    low, high = found["accuracy_left_95"]
+    result = regions.shares(left, np.ones_like(left), 2000)
+    assert result["accuracy_both"] == 0.5 and result["accuracy_right"] == 1
+    low, high = result["accuracy_left_95"]
     assert (high - low) / 2 == pytest.approx(1.96 / 8, rel=0.1)
     assert "accuracy_left_95" not in regions.shares(left[:1], left[:1], 2000)
 

@@ -38,20 +38,20 @@ def truth(monkeypatch, key: str = "image"):
 def test_a_perfect_enlargement_and_pils(tmp_path, capsys, monkeypatch):
     truth(monkeypatch)
     model = saved("emoji_super_resolution", tmp_path)
-    found = run(model, "--num", "4", "--out", str(tmp_path / "s"), capsys=capsys)
-    assert found["psnr"] == np.inf and found["ssim"] == 1
-    assert 10 < found["psnr_bicubic"] < 40 and found["ssim_bicubic"] < 1
+    result = run(model, "--num", "4", "--out", str(tmp_path / "s"), capsys=capsys)
+    assert result["psnr"] == np.inf and result["ssim"] == 1
+    assert 10 < result["psnr_bicubic"] < 40 and result["ssim_bicubic"] < 1
     assert (tmp_path / "s" / "super_resolution.png").is_file()
 
 
 def test_holes_and_their_mean(tmp_path, capsys, monkeypatch):
     truth(monkeypatch)
-    found = run(saved("emoji_inpaint", tmp_path), "--num", "4", capsys=capsys)
-    assert found["psnr_hole"] == np.inf and 0 < found["hole"] < 1
+    result = run(saved("emoji_inpaint", tmp_path), "--num", "4", capsys=capsys)
+    assert result["psnr_hole"] == np.inf and 0 < result["hole"] < 1
     half_a_level = 20 * np.log10(255 / 0.5)
-    assert found["psnr_hole_average"] == pytest.approx(half_a_level, abs=1e-3)
+    assert result["psnr_hole_average"] == pytest.approx(half_a_level, abs=1e-3)
     # the picture's error is the holes' alone, spread over all pixels
-    assert found["psnr_hole_mean_fill"] < found["psnr_mean_fill"] < 40
+    assert result["psnr_hole_mean_fill"] < result["psnr_mean_fill"] < 40
     mask = np.zeros((1, 4, 4), bool)
     mask[0, :2] = True
     x = np.full((1, 4, 4, 3), 100, np.uint8)
@@ -64,19 +64,19 @@ def test_holes_and_their_mean(tmp_path, capsys, monkeypatch):
 def test_objects_of_scenes_are_recognised(tmp_path, capsys, monkeypatch, name):
     """Of known emoji nearly all, although at 32 px; of others more than by chance."""
     truth(monkeypatch)
-    found = run(saved(name, tmp_path), "--num", "32", capsys=capsys)
-    assert found["accuracy_known"] > 0.8
-    assert 1.5 * found["chance"] < found["accuracy"] < found["accuracy_known"]
-    useless = max(found["accuracy_unrelated"], found["accuracy_blank"])
-    assert found["chance"] / 3 < useless < found["accuracy"]
-    assert found["objects"] >= 64  # at least two a scene
+    result = run(saved(name, tmp_path), "--num", "32", capsys=capsys)
+    assert result["accuracy_known"] > 0.8
+    assert 1.5 * result["chance"] < result["accuracy"] < result["accuracy_known"]
+    useless = max(result["accuracy_unrelated"], result["accuracy_blank"])
+    assert result["chance"] / 3 < useless < result["accuracy"]
+    assert result["objects"] >= 64  # at least two a scene
 
 
 @pytest.mark.slow
 def test_a_random_model_is_at_chance(tmp_path, capsys):
     model = saved("emoji_class", tmp_path, num_classes=99)
-    found = run(model, "--num", "8", "--steps", "1", capsys=capsys)
-    assert found["accuracy"] <= 0.5
+    result = run(model, "--num", "8", "--steps", "1", capsys=capsys)
+    assert result["accuracy"] <= 0.5
 
 
 def test_models_without_a_figure_name_the_other_commands(capsys):
@@ -95,9 +95,9 @@ def test_copies_are_nearer_to_training_images_than_held_out_ones(
     for off in (0, 4):
         x = np.where(copies > 127, copies - off, copies + off).astype(np.uint8)
         monkeypatch.setattr(task, "draw", lambda pipe, fields, args, x=x: x)
-        found = run(model, "--num", "2", capsys=capsys)
-        assert found["rms_nearest"] == off
-        assert found["rms_nearest_held_out"] > 10
+        result = run(model, "--num", "2", capsys=capsys)
+        assert result["rms_nearest"] == off
+        assert result["rms_nearest_held_out"] > 10
 
 
 def test_a_crop_is_its_box():
@@ -137,5 +137,5 @@ def test_shipped_models_do_better_than_simple_ways(
     name, figure, simple, factor, capsys
 ):
     """On held-out scenes: bicubic enlargement, and three times a guess of the group."""
-    found = run(name, "--num", "16", "--steps", "20", capsys=capsys)
-    assert found[figure] > factor * found[simple]
+    result = run(name, "--num", "16", "--steps", "20", capsys=capsys)
+    assert result[figure] > factor * result[simple]

@@ -33,19 +33,19 @@ def token_boxes(layouts, drop=None):
 
 
 def test_a_token_s_box_is_its_object_s():
-    found = token_boxes([LAYOUT, []])
-    assert found.shape == (2, 20, 4)
+    result = token_boxes([LAYOUT, []])
+    assert result.shape == (2, 20, 4)
     for k, (_, (left, top, width, height)) in enumerate(LAYOUT):
         expected = [[left, top, left + width, top + height]] * 3
-        np.testing.assert_allclose(found[0, 3 * k : 3 * k + 3], expected, atol=1e-6)
-    assert (found[0, 6:18] > 1).all() and (found[1, :18] > 1).all()
-    np.testing.assert_array_equal(found[:, 18:], [[[0, 0, 1, 1]] * 2] * 2)
+        np.testing.assert_allclose(result[0, 3 * k : 3 * k + 3], expected, atol=1e-6)
+    assert (result[0, 6:18] > 1).all() and (result[1, :18] > 1).all()
+    np.testing.assert_array_equal(result[:, 18:], [[[0, 0, 1, 1]] * 2] * 2)
 
 
 def test_a_dropped_layout_is_the_empty_one():
-    found = token_boxes([LAYOUT, LAYOUT], np.array([False, True]))
-    np.testing.assert_array_equal(found[1], token_boxes([[]])[0])
-    assert (found[0] != found[1]).any()
+    result = token_boxes([LAYOUT, LAYOUT], np.array([False, True]))
+    np.testing.assert_array_equal(result[1], token_boxes([[]])[0])
+    assert (result[0] != result[1]).any()
 
 
 def test_coverage_sums_to_the_boxes_areas():
@@ -53,22 +53,22 @@ def test_coverage_sums_to_the_boxes_areas():
     low, side = rng.uniform(0, 0.6, (2, 1, 50, 2))
     side = np.maximum(side * 0.6, 0.2)  # wider than a cell
     given = np.concatenate([low, low + side], axis=-1)
-    found = np.asarray(boxes.coverage(jnp.asarray(given), (6, 8)))
-    assert found.shape == (1, 6, 8, 50) and found.min() >= 0
+    result = np.asarray(boxes.coverage(jnp.asarray(given), (6, 8)))
+    assert result.shape == (1, 6, 8, 50) and result.min() >= 0
     inside = np.minimum(given[0, :, 2:], 1) - given[0, :, :2]
     np.testing.assert_allclose(
-        found.sum(axis=(0, 1, 2)) / 48, inside.prod(axis=1), rtol=1e-5
+        result.sum(axis=(0, 1, 2)) / 48, inside.prod(axis=1), rtol=1e-5
     )
 
 
 def test_thin_boxes_cover_a_cell_and_absent_ones_none():
     thin = [[0.5, 0.25, 0.5, 0.25], [1, 1, 1, 1], [boxes.OUTSIDE] * 4]
-    found = np.asarray(boxes.coverage(jnp.array([thin]), (4, 4)))[0]
+    result = np.asarray(boxes.coverage(jnp.array([thin]), (4, 4)))[0]
     for k, place in enumerate([(1, 2), (3, 3)]):
         expected = np.zeros((4, 4))
         expected[place] = 1
-        np.testing.assert_array_equal(found[:, :, k], expected)
-    assert not found[:, :, 2].any()
+        np.testing.assert_array_equal(result[:, :, k], expected)
+    assert not result[:, :, 2].any()
 
 
 def test_a_label_changes_nothing_outside_its_box():

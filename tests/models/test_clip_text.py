@@ -56,13 +56,13 @@ def small(**fields) -> ClipText:
 @pytest.fixture(scope="module")
 def recorded():
     """OpenCLIP's answers; "shapes" of its state dict."""
-    found = rule.read_arrays(rule.FOLDER / "open_clip.npz")
-    entries = [entry.split(" ") for entry in found["entries"]]
-    found["shapes"] = {
+    result = rule.read_arrays(rule.FOLDER / "open_clip.npz")
+    entries = [entry.split(" ") for entry in result["entries"]]
+    result["shapes"] = {
         name: tuple(int(side) for side in sides.split(",") if side)
         for name, sides in entries
     }
-    return found
+    return result
 
 
 def open_clip_weights(recorded, network):
@@ -219,8 +219,8 @@ def test_both_programs_names_give_the_same_tree_live():
             spelled[f"{target}.attn.in_proj_{kind}"] = np.concatenate(blocks)
     network = small(projection=24)
     expected = name_maps.from_original(theirs, names_text.clip_names(network))
-    found = name_maps.from_original(spelled, names_text.openclip_names(network))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    result = name_maps.from_original(spelled, names_text.openclip_names(network))
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 @pytest.mark.live
@@ -338,8 +338,8 @@ def test_what_is_not_used_may_be_absent_but_not_misshapen(program):
         unused |= {n.removeprefix(prefix) for n in names if n.startswith(prefix + last)}
         assert len(unused) == 3 + 12
         shape = (12, 12)
-    found = {n.removeprefix(prefix) for n, entry in names.items() if not entry.path}
-    assert found == unused
+    result = {n.removeprefix(prefix) for n, entry in names.items() if not entry.path}
+    assert result == unused
     whole = drawn(names)
     few = drawn(names, absent={prefix + name for name in unused})
     expected = name_maps.from_original(whole, names)

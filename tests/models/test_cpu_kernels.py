@@ -48,9 +48,9 @@ def test_convolution_and_its_gradients_are_xla_s(shape, chunk, monkeypatch):
     if chunk:
         monkeypatch.setattr(cpu_kernels, "CHUNK_BYTES", chunk)
     x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 7)
-    found = jax.jit(lambda *a: with_gradients(cpu_kernels.convolution, *a))(x, kernel)
+    result = jax.jit(lambda *a: with_gradients(cpu_kernels.convolution, *a))(x, kernel)
     expected = with_gradients(xla, x, kernel)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(result, expected, strict=True):
         np.testing.assert_allclose(one, other, **CLOSE)
 
 
@@ -59,12 +59,12 @@ def test_winograds_convolution_and_its_gradients_are_xla_s(shape, monkeypatch):
     for name in ("FEW_PIXELS", "WINOGRAD_PIXELS", "WINOGRAD_CHANNELS"):
         monkeypatch.setattr(cpu_kernels, name, 1)
     x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 7)
-    found = jax.jit(lambda *a: with_gradients(cpu_kernels.convolution, *a))(x, kernel)
+    result = jax.jit(lambda *a: with_gradients(cpu_kernels.convolution, *a))(x, kernel)
     products = str(jax.make_jaxpr(cpu_kernels.convolution)(x, kernel)).count(
         "dot_general"
     )
     assert products == 1, "Winograd's way was not taken"
-    for one, other in zip(found, with_gradients(xla, x, kernel), strict=True):
+    for one, other in zip(result, with_gradients(xla, x, kernel), strict=True):
         np.testing.assert_allclose(one, other, **CLOSE)
 
 
@@ -112,8 +112,8 @@ def test_upsampling_takes_it_from_sixteen_by_sixteen_on():
     with cpu_kernels.plain():
         expected = upsample.apply(params, x), upsample.apply(params, small)
     for picture, plain in zip((x, small), expected, strict=True):
-        found = upsample.apply(params, picture)
-        np.testing.assert_allclose(found, plain, **CLOSE)
+        result = upsample.apply(params, picture)
+        np.testing.assert_allclose(result, plain, **CLOSE)
     text = str(jax.make_jaxpr(upsample.apply)(params, x))
     assert "doubled_convolution" in text
     text = str(jax.make_jaxpr(upsample.apply)(params, small))
@@ -143,9 +143,9 @@ def test_attention_and_its_gradients_are_xla_s(scores, monkeypatch):
     sizes = enumerate((64, 96, 96))
     query, key, value = (normal(seed, 2, n, 3, 8) for seed, n in sizes)
     ours = jax.jit(lambda *a: with_gradients(cpu_kernels.attention, *a))
-    found = ours(query, key, value)
+    result = ours(query, key, value)
     expected = with_gradients(jax.nn.dot_product_attention, query, key, value)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(result, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 

@@ -45,13 +45,13 @@ def test_shapes_of_the_published_network():
     x = jax.ShapeDtypeStruct((2, 299, 299, 3), np.float32)
     network = inception.Inception()
     made = jax.eval_shape(network.init_with_output, jax.random.key(0), x)[0]
-    found = {key: value.shape for key, value in made.items()}
-    assert found == {"pool": (2, 2048), "spatial": (2, 2023), "logits": (2, 1008)}
+    result = {key: value.shape for key, value in made.items()}
+    assert result == {"pool": (2, 2048), "spatial": (2, 2023), "logits": (2, 1008)}
 
 
 def state_dict(torch, network) -> dict:
     """Random weights: He's scale, and statistics of no special value."""
-    draw, found = np.random.default_rng(0), {}
+    draw, result = np.random.default_rng(0), {}
     for name, old in network.state_dict().items():
         shape = tuple(old.shape)
         if name.endswith("num_batches_tracked"):
@@ -62,8 +62,8 @@ def state_dict(torch, network) -> dict:
             values = draw.uniform(0.7, 1.3, shape)
         else:
             values = draw.normal(0, 0.1, shape)
-        found[name] = torch.from_numpy(values.astype(np.float32))
-    return found
+        result[name] = torch.from_numpy(values.astype(np.float32))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +192,8 @@ def test_pytorch_fid_from_files_to_the_figure(pytorch_fid, theirs, folders, tmp_
         ours = sides.open_side(folder, extractor, tmp_path / f"{folder.name}.work")
         close(ours.pool.mean, mean)
         close(ours.pool.covariance, covariance)
-        for pair, found in zip(pairs, (ours.pool, (mean, covariance)), strict=True):
-            pair.append(Gaussian(found[0][:256], found[1][:256, :256]))
+        for pair, result in zip(pairs, (ours.pool, (mean, covariance)), strict=True):
+            pair.append(Gaussian(result[0][:256], result[1][:256, :256]))
     numbers = [number for gaussian in pairs[1] for number in gaussian[:2]]
     fid = quietly(pytorch_fid.calculate_frechet_distance, *numbers)
     # its root of a singular matrix is good to about 1e-3 of the distance

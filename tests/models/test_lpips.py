@@ -63,9 +63,9 @@ def assert_close(ours: dict, theirs: dict):
     np.testing.assert_allclose(ours["distance"], theirs["distance"], rtol=1e-5)
     errors = []
     for name in ("grad_x", "grad_y"):
-        for found, expected in zip(ours[name], theirs[name], strict=True):
+        for result, expected in zip(ours[name], theirs[name], strict=True):
             norm = np.linalg.norm(expected)
-            errors.append(np.linalg.norm(found - expected) / norm)
+            errors.append(np.linalg.norm(result - expected) / norm)
     assert max(errors) < 2e-2 and sorted(errors)[1] < 1e-4, errors
 
 
@@ -110,8 +110,8 @@ def test_equal_pictures_have_distance_and_slope_zero(small):
 
 def test_the_small_number_stands_beside_the_norm():
     """|(3, 4)| 1e-10 = 5e-10, and 1e-10 more; inside the root it would be 1e-5."""
-    found = unit(jnp.array([[[[3e-10, 4e-10]]]]))
-    np.testing.assert_allclose(found[0, 0, 0], [3 / 6, 4 / 6], rtol=1e-5)
+    result = unit(jnp.array([[[[3e-10, 4e-10]]]]))
+    np.testing.assert_allclose(result[0, 0, 0], [3 / 6, 4 / 6], rtol=1e-5)
 
 
 def test_dead_features_have_a_finite_gradient(small):

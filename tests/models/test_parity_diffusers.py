@@ -92,8 +92,8 @@ def answer(network: str, shapes: rule.Shapes, salt: str) -> dict:
             prequant = network.moments(image)
             quant = network.quantize(prequant)
             recon = network.decode(quant.z)
-            found = dict(quant=quant.z, codes=quant.codes)
-            return dict(prequant=prequant, recon=recon, **found)
+            result = dict(quant=quant.z, codes=quant.codes)
+            return dict(prequant=prequant, recon=recon, **result)
 
     else:
         return unet_answer(module, names, variables, inputs)
@@ -124,9 +124,9 @@ def unet_answer(unet: UNet, names: name_maps.Names, variables: dict, inputs: dic
     (by_params, by_leaves), eps = gradient(variables, leaves)
     # A gradient has the axes of its parameter, so it converts like one.
     by_params = name_maps.to_original(by_params, names)
-    found = {f"grad_{name}": value for name, value in by_leaves.items()}
-    found |= {f"grad/{name}": value for name, value in by_params.items()}
-    return found | {"eps": eps}
+    result = {f"grad_{name}": value for name, value in by_leaves.items()}
+    result |= {f"grad/{name}": value for name, value in by_params.items()}
+    return result | {"eps": eps}
 
 
 def assert_close(ours: dict, theirs: dict):
@@ -144,11 +144,11 @@ def assert_close(ours: dict, theirs: dict):
 def test_norms_have_the_same_epsilon(network):
     """Outputs of scale 1 cannot tell 1e-5 from 1e-6, small activations can."""
     theirs = rule.read_arrays(rule.FOLDER / f"diffusers_{network}.npz")
-    found = {}
+    result = {}
 
     def note(call, args, kwargs, context):
         if hasattr(context.module, "epsilon"):
-            found[context.module.path] = context.module.epsilon
+            result[context.module.path] = context.module.epsilon
         return call(*args, **kwargs)
 
     inputs = rule.diffusers_inputs(network, "")
@@ -161,7 +161,7 @@ def test_norms_have_the_same_epsilon(network):
         jax.eval_shape(NETWORKS[network].init, jax.random.key(0), *args)
     names = names_of(network)
     paths = [names[f"{name}.weight"].path[:-1] for name in theirs["norm_names"]]
-    assert found == dict(zip(paths, theirs["norm_epsilons"], strict=True))
+    assert result == dict(zip(paths, theirs["norm_epsilons"], strict=True))
 
 
 @pytest.mark.parametrize("network", RECORDED)
@@ -179,10 +179,10 @@ def test_recorded(network):
     # A probe of unit variance turns an error of some norm into one of about that size.
     floor = 1e-2 * max((norm for norm, _ in summaries), default=0.0)
     for name, (norm, product) in zip(names, summaries, strict=True):
-        found = rule.summarise(name, ours[f"grad/{name}"])
+        result = rule.summarise(name, ours[f"grad/{name}"])
         atol = TOLERANCE * max(norm, floor)
         np.testing.assert_allclose(
-            found, (norm, product), rtol=0, atol=atol, err_msg=name
+            result, (norm, product), rtol=0, atol=atol, err_msg=name
         )
 
 
@@ -241,9 +241,9 @@ def test_live_bfloat16(network):
     unet = NETWORKS[network].clone(dtype=jnp.bfloat16)
     t = jnp.asarray(inputs["t"], jnp.int32)
     cond = condition(inputs, {n: jnp.asarray(v) for n, v in inputs.items()})
-    found = rule.fast_jit(unet.apply)(variables, inputs["z"], t, cond)
-    assert found.dtype == jnp.float32
-    error = np.linalg.norm(np.asarray(found).transpose(0, 3, 1, 2) - expected)
+    result = rule.fast_jit(unet.apply)(variables, inputs["z"], t, cond)
+    assert result.dtype == jnp.float32
+    error = np.linalg.norm(np.asarray(result).transpose(0, 3, 1, 2) - expected)
     assert 0.5 * theirs < error < 1.25 * theirs
     limit = 2.5e-2 if network == "unet_sdxl" else 2e-2
     assert error < limit * np.linalg.norm(expected)
@@ -264,8 +264,8 @@ def test_live_text_transformer_in_bfloat16():
     weights = rule.draw(record_diffusers.shapes(model), salt)
     variables = name_maps.from_original(weights, names_of("bert"))
     text = NETWORKS["bert"].clone(dtype=jnp.bfloat16)
-    found = rule.fast_jit(text.apply)(variables, inputs["tokens"].astype(np.int32))
-    error = np.linalg.norm(np.asarray(found) - expected)
+    result = rule.fast_jit(text.apply)(variables, inputs["tokens"].astype(np.int32))
+    error = np.linalg.norm(np.asarray(result) - expected)
     assert 1e-4 < error / np.linalg.norm(expected) < 2e-2
 
 
@@ -292,8 +292,8 @@ def test_live_attention_with_normed_queries_and_keys():
         "bias": draw["to_out.0.bias"],
     }
     params |= {f"{x}_norm": {"scale": draw[f"norm_{x}.weight"]} for x in "qk"}
-    found = Attention(2, 8, qk_norm=True).apply({"params": params}, x, context)
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+    result = Attention(2, 8, qk_norm=True).apply({"params": params}, x, context)
+    np.testing.assert_allclose(result, expected, atol=TOLERANCE)
 
 
 def test_part_split_and_join_are_inverse():

@@ -124,8 +124,8 @@ def test_autoencoder(folder):
             }
         quantized = network.quantize(moments)
         recon = network.decode(quantized.z)
-        found = dict(quant=quantized.z, codes=quantized.codes)
-        return dict(prequant=moments, recon=recon, **found)
+        result = dict(quant=quantized.z, codes=quantized.codes)
+        return dict(prequant=moments, recon=recon, **result)
 
     ours = rule.fast_jit(lambda v, x: network.apply(v, x, method=run))(
         variables, io["image"]

@@ -37,15 +37,15 @@ def dinov2(tmp_path_factory):
     model = Dinov2Model(config).eval()
     randomised(torch, model)
     theirs = {k: v.numpy() for k, v in model.state_dict().items()}
-    found = {
+    result = {
         "cls_token": theirs["embeddings.cls_token"],
         "pos_embed": theirs["embeddings.position_embeddings"],
         "mask_token": theirs["embeddings.mask_token"],
     }
     for kind in ("weight", "bias"):
         patch = theirs[f"embeddings.patch_embeddings.projection.{kind}"]
-        found[f"patch_embed.proj.{kind}"] = patch
-        found[f"norm.{kind}"] = theirs[f"layernorm.{kind}"]
+        result[f"patch_embed.proj.{kind}"] = patch
+        result[f"norm.{kind}"] = theirs[f"layernorm.{kind}"]
     keys = theirs.keys()
     for index in range(2):
         (root,) = {k[: k.index(".norm1")] for k in keys if f".{index}.norm1" in k}
@@ -54,16 +54,16 @@ def dinov2(tmp_path_factory):
         block = f"blocks.{index}"
         for kind in ("weight", "bias"):
             parts = [pick[next(k for k in qkv[w] if k.endswith(kind))] for w in "qkv"]
-            found[f"{block}.attn.qkv.{kind}"] = np.concatenate(parts)
+            result[f"{block}.attn.qkv.{kind}"] = np.concatenate(parts)
             out = next(k for k in pick if letters(k) == "o" and k.endswith(kind))
-            found[f"{block}.attn.proj.{kind}"] = pick[out]
+            result[f"{block}.attn.proj.{kind}"] = pick[out]
             for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                found[f"{block}.{name}.{kind}"] = pick[f"{name}.{kind}"]
+                result[f"{block}.{name}.{kind}"] = pick[f"{name}.{kind}"]
         for which in "12":
             scale = pick[f"layer_scale{which}.lambda1"]
-            found[f"{block}.ls{which}.gamma"] = scale
+            result[f"{block}.ls{which}.gamma"] = scale
     path = tmp_path_factory.mktemp("dinov2") / "weights.safetensors"
-    save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, path)
+    save_file({k: np.ascontiguousarray(v) for k, v in result.items()}, path)
     return model, path
 
 

@@ -43,20 +43,22 @@ def folder(tmp_path):
 
 def test_the_report_counts_what_is_there(folder, tmp_path, capsys):
     out = tmp_path / "look.png"
-    found = run(
+    result = run(
         capsys,
         *["--config", "configs/emoji_class.py", "--set", "data.source=folder"],
         *["--set", f"data.path={folder}", "--out", str(out), "--columns", "2"],
     )
-    assert found["examples"] == {"train": 5, "validation": 5, "test": 5}
-    assert found["conditions"] == ["caption", "label"]
-    assert found["cannot_be_used"] == 1 and "e.png" in found["reasons"]["4"]
-    assert found["such_files"] == ["notes.md"]
-    assert found["width_px"] == {"least": 20, "median": 64, "largest": 100}
-    assert found["height_px"] == {"least": 40, "median": 57, "largest": 90}
-    assert found["share_enlarged"] == 0.5  # 20 x 40 and 64 x 50, below 64 px
-    assert found["labels"] == {"cat": 2, "dog": 2}
-    assert found["caption_characters"]["largest"] == 16 and found["empty_captions"] == 3
+    assert result["examples"] == {"train": 5, "validation": 5, "test": 5}
+    assert result["conditions"] == ["caption", "label"]
+    assert result["cannot_be_used"] == 1 and "e.png" in result["reasons"]["4"]
+    assert result["such_files"] == ["notes.md"]
+    assert result["width_px"] == {"least": 20, "median": 64, "largest": 100}
+    assert result["height_px"] == {"least": 40, "median": 57, "largest": 90}
+    assert result["share_enlarged"] == 0.5  # 20 x 40 and 64 x 50, below 64 px
+    assert result["labels"] == {"cat": 2, "dog": 2}
+    assert (
+        result["caption_characters"]["largest"] == 16 and result["empty_captions"] == 3
+    )
     sheet = np.asarray(Image.open(out))
     assert sheet.shape == (2 * PANEL[1] + 2, 2 * PANEL[0] + 2, 3)
     assert (sheet[PANEL[0] // 2, PANEL[0] // 2] == (200, 0, 0)).all()
@@ -67,12 +69,12 @@ def test_the_report_counts_what_is_there(folder, tmp_path, capsys):
 )
 def test_conditions_are_drawn(tmp_path, capsys, task, panels):
     out = tmp_path / "look.png"
-    found = run(
+    result = run(
         capsys,
         *["--config", f"configs/emoji_{task}.py", "--out", str(out)],
         *["--count", "2", "--columns", "1", "--examine", "3"],
     )
-    assert found["examined"] == 3
+    assert result["examined"] == 3
     sheet = np.asarray(Image.open(out)).astype(int)
     assert sheet.shape == (2 * PANEL[1] + 2, panels * PANEL[0], 3)
     if task == "inpaint":  # masked pixels are a third of the image, plus red

@@ -45,9 +45,9 @@ def arguments(folder, *more):
 
 
 def test_all_combinations_in_order():
-    found = sweep_train.combinations(["a.b=1,2", "c=(1,2),(3,[4,5])", "d=x"])
+    result = sweep_train.combinations(["a.b=1,2", "c=(1,2),(3,[4,5])", "d=x"])
     values = itertools.product("12", ["(1,2)", "(3,[4,5])"], "x")
-    assert found == [{"a.b": a, "c": c, "d": d} for a, c, d in values]
+    assert result == [{"a.b": a, "c": c, "d": d} for a, c, d in values]
 
 
 def test_names_are_short_and_tell_runs_apart():
@@ -68,7 +68,7 @@ def test_what_is_no_sweep_is_refused(over, said):
 def test_runs_tables_and_failures(stub, tmp_path, capfd):
     folder = tmp_path / "runs"
     assert sweep_train.main(arguments(folder)) == 1
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     rows = [
         "| optimizer.learning_rate | seed | step | eval_loss |",
         "|---|---|---|---|",
@@ -77,9 +77,9 @@ def test_runs_tables_and_failures(stub, tmp_path, capfd):
         "| 0.2 | 2 | 2 | 0.2 |",
         "| 0.2 | 3 | - | - |",
     ]
-    assert said.out.splitlines() == rows
+    assert output.out.splitlines() == rows
     assert (folder / "sweep.md").read_text().splitlines() == rows
-    failed = [line.split()[1] for line in said.err.splitlines()]
+    failed = [line.split()[1] for line in output.err.splitlines()]
     assert failed == ["learning_rate=0.1,seed=3", "learning_rate=0.2,seed=3"]
     assert sweep_train.main(arguments(folder, "--table")) == 0
     assert capfd.readouterr().out.splitlines() == rows

@@ -13,7 +13,7 @@ from lDM_jax.evaluation.sides import Side, open_side
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     parser.add_argument("samples", help="folder or npz to judge")
     parser.add_argument("reference", help="folder or npz to compare with")
     options.add_extractors(parser, default=options.INCEPTION)

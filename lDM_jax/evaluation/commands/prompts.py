@@ -19,7 +19,7 @@ DRAWS = ("captions", "subgroups")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     options.add_model(parser)
     parser.add_argument("--captions", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=8, help="samples a caption")

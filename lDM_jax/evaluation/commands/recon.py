@@ -31,7 +31,7 @@ BATCH = 16
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     options.add_model(parser)
     parser.add_argument("--split", choices=sources.SPLITS, default="validation")
     parser.add_argument(

@@ -14,7 +14,7 @@ from lDM_jax.from_config.config_file import read_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--config", help="a file of configs/, as train.py takes it")
     origin.add_argument("--model", help="the config of a trained model")

@@ -23,7 +23,7 @@ from lDM_jax.sampling.pipeline import Pipeline
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     options.add_model(parser)
     parser.add_argument("--pairs", type=int, default=20, help="pairs to draw")
     parser.add_argument("--draw_seed", type=int, default=0)

@@ -28,7 +28,7 @@ OVER = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     parser.add_argument("--model", help="shipped name or directory")
     parser.add_argument("--over", choices=tuple(OVER), required=True)
     parser.add_argument("--values", nargs="+", required=True)
