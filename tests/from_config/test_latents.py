@@ -26,6 +26,7 @@ from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config import encode_latents as encode_latents_lib
 from lDM_jax.training import experiment
 from lDM_jax.weights import directory as weights_directory
+from tests.from_config.encoding import SMALL, SMOKE, digests, run, settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,6 +14,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation import extractors
 from lDM_jax.models.vit import interpolation_matrix
 from tests.reference import rule
+from tests.toy_clip import clip_embeds, normalised, randomised, toy_clip
 
 pytestmark = pytest.mark.live
 

@@ -17,7 +17,7 @@ from lDM_jax.studio.middleware import MAX_BODY, SecurityMiddleware
 from lDM_jax.studio.player import View
 from lDM_jax.studio.queue import FairLock
 from lDM_jax.studio.session import Sessions
-from tests.toys import EMPTY, chunk, png, png_header
+from tests.toys import EMPTY, PICTURE, chunk, png, png_header
 
 BOMB = chunk(b"zTXt", b"lDM_jax\0\0" + zlib.compress(b" " * 2**28, 1))
 DEEP = b"[" * 100_000

@@ -6,6 +6,8 @@ import os
 import re
 import secrets
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
