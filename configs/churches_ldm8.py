@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
             scale_shift=True,
             res_resample=True,
         ),
-        process=dict(linear_start=0.0015, linear_end=0.0155),
+        process=dict(linear_end=0.0155),
         loss=dict(loss="l1"),
         optimizer=dict(learning_rate=5e-5, warmup_steps=10_000),
         train=dict(batch_size=96, num_steps=500_000),

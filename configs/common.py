@@ -295,7 +295,7 @@ CAPTIONS = dict(
 
 # The recipe of the tasks on the embedded emoji, for minutes on a CPU.
 EMOJI = dict(
-    data=dict(source="emoji", size_px=64, cache_latents=True),
+    data=dict(size_px=64, cache_latents=True),
     first_stage=dict(path="emoji_kl_f8"),
     unet=dict(
         width=64,

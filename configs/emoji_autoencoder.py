@@ -16,7 +16,7 @@ from configs import common
 def get_config(arg: str = ""):
     choice, arg = common.choose(arg, "vq")
     config = common.autoencoder(
-        data=dict(source="emoji", size_px=64),
+        data=dict(size_px=64),
         autoencoder=dict(
             width=16,
             width_mults=(1, 4, 8, 8),

@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
         data={**common.IMAGENET, "crop": "share", "min_px": 256},
         first_stage=dict(scale=1.0, network=common.first_stage_network("vq_f4")),
         unet=dict(width=160, width_mults=(1, 2, 2, 4), attn_factors=(8,)),
-        process=dict(linear_start=0.0015, linear_end=0.0155),
+        process=dict(linear_end=0.0155),
         optimizer=dict(learning_rate=1e-6 * 64),
         train=dict(batch_size=64, num_steps=860_000),
         sample=dict(steps=100, eta=1.0),

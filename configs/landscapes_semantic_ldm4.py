@@ -33,7 +33,6 @@ def get_config(arg: str = ""):
             crop="random",
             resize_px=384,
         ),
-        rescaler=dict(num_stages=2, width=3),
         first_stage=dict(scale=1.0, network=common.first_stage_network("vq_f4")),
         unet=dict(
             width=128,
@@ -42,7 +41,7 @@ def get_config(arg: str = ""):
             num_heads=8,
             head_channels=0,
         ),
-        process=dict(linear_start=0.0015, linear_end=0.0205),
+        process=dict(linear_end=0.0205),
         loss=dict(loss="l1"),
         optimizer=dict(learning_rate=4.8e-5),
         train=dict(batch_size=48, num_steps=360_000),

@@ -38,7 +38,7 @@ def get_config(arg: str = ""):
             num_heads=8,
             head_channels=0,
         ),
-        process=dict(linear_start=0.0015, linear_end=0.0205),
+        process=dict(linear_end=0.0205),
         loss=dict(loss="l1"),
         optimizer=dict(learning_rate=1e-6),
         train=dict(batch_size=128, num_steps=360_000),

@@ -36,6 +36,6 @@ def get_config(arg: str = ""):
         loss=dict(drop_rate=0.1),
         optimizer=dict(learning_rate=1e-4, warmup_steps=10_000),
         train=dict(batch_size=2048, num_steps=595_000),
-        sample=dict(steps=50, guidance=7.5),
+        sample=dict(guidance=7.5),
     )
     return common.finish(config, arg)
