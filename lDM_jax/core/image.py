@@ -315,7 +315,7 @@ def read_request(path: str | os.PathLike) -> dict | None:
 def stored_text(data: bytes) -> str | None:
     """The text of the request in the bytes of a PNG, or None; no pixel is decoded.
 
-    Raises ValueError as `decode` for what is no picture.
+    Raises ValueError as `decode` for what is not an image.
     """
     with _opened(data) as picture:
         return getattr(picture, "text", {}).get(REQUEST_KEY)

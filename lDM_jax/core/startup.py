@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
-WANTED = "glibc.malloc.hugetlb=1"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 KERNEL = "/sys/kernel/mm/transparent_hugepage/enabled"
 XLA = "XLA_FLAGS"
 FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
@@ -152,5 +152,5 @@ def huge_pages(kernel: str = KERNEL) -> None:
     except OSError:
         return
     if offered:
-        os.environ[VARIABLE] = WANTED
+        os.environ[VARIABLE] = HUGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
