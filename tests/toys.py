@@ -15,10 +15,11 @@ import zlib
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax.core import image
-from lDM_jax.from_config import datasets, networks
+from lDM_jax.from_config import datasets, networks, older
 from lDM_jax.pipeline import Pipeline
 from lDM_jax.weights import directory as weights_directory
 
@@ -32,6 +33,13 @@ def small(name: str, **changes):
     config = importlib.import_module(f"configs.{name}").get_config("smoke").unlock()
     change(config, **changes)
     return config
+
+
+def config_of(**sections) -> ConfigDict:
+    """A second stage's config of these sections and what they leave unsaid; no network
+    unless it is among them."""
+    config = older.complete({"stage": "diffusion", **sections})
+    return ConfigDict({k: v for k, v in config.items() if k in sections or k != "unet"})
 
 
 def change(config, **changes) -> None:

@@ -5,13 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import coco_layout_ldm8
 from lDM_jax.core.errors import BadExample, UserError
 from lDM_jax.data.annotated import coco, openimages
 from lDM_jax.from_config import datasets
+from tests.toys import config_of
 
 SIZE = (40, 20)
 
@@ -137,13 +137,8 @@ def test_boxes_may_lack_the_last_kinds_that_training_had(tmp_path):
 def test_layout_and_captions_train_from_coco(tmp_path):
     make_coco(tmp_path)
     data = dict(source="coco", path=str(tmp_path), size_px=16, background="white")
-    settings = ConfigDict(
-        dict(
-            data=dict(**data, flip=0.5),
-            task="layout",
-            text=dict(kind="bert", max_length=92, vocab_size=8192),
-        )
-    )
+    text = dict(kind="bert", max_length=92, vocab_size=8192)
+    settings = config_of(data=dict(**data, flip=0.5), task="layout", text=text)
     source = datasets.source(settings, "train")
     for task, key, length in (("layout", "boxes", 92), ("text", "tokens", 77)):
         settings.task, settings.text.max_length = task, length

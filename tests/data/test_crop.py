@@ -5,7 +5,6 @@ In an image whose channels are its coordinates every pixel says where it comes f
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax.core import image
@@ -13,6 +12,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data.crop import Crop, cut_layout
 from lDM_jax.data.transforms import Compose
 from lDM_jax.from_config import datasets
+from tests.toys import config_of
 
 
 def rng(seed=0):
@@ -158,7 +158,7 @@ def test_what_fits_is_untouched_and_settings_are_checked():
 
 def settings(**data):
     base = dict(size_px=16, background="white", flip=0.5, source="emoji")
-    return ConfigDict(dict(data={**base, **data}))
+    return config_of(data={**base, **data})
 
 
 def test_held_out_pictures_are_cut_at_their_centre_and_not_mirrored():

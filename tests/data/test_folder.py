@@ -10,7 +10,6 @@ import shutil
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax.core import image
@@ -20,7 +19,7 @@ from lDM_jax.data.folder import FolderSource, split_files
 from lDM_jax.data.pipeline import batches_once, loader
 from lDM_jax.data.transforms import Composite, Keep, compose
 from lDM_jax.training import experiment
-from tests.toys import EMPTY, png_header
+from tests.toys import EMPTY, config_of, png_header
 
 SPLITS = ("train", "validation", "test")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -309,7 +308,7 @@ def test_loader_and_evaluation_read_a_folder(tmp_path):
 
 def config(path, **changes):
     data = dict(source="folder", path=str(path), size_px=8)
-    return ConfigDict(dict(data=data, **changes))
+    return config_of(data=data, **changes)
 
 
 def test_build_makes_the_source_and_checks_what_the_task_needs(tmp_path):

@@ -8,7 +8,6 @@ import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax.core.errors import BadExample, UserError
@@ -18,6 +17,7 @@ from lDM_jax.data.folder import FolderSource
 from lDM_jax.data.tokenizers import BertTokenizer
 from lDM_jax.data.transforms import CheckLabels, RandomFlip, Tokenize, TokenizeLayout
 from lDM_jax.from_config import datasets
+from tests.toys import config_of
 
 
 def draw(path, size=(40, 20), mode="RGB", colour=None):
@@ -238,7 +238,7 @@ def config(path, task, **changes):
     data = dict(source="folder", path=str(path), size_px=16, background="white")
     data |= dict(flip=0.0)
     text = dict(max_length=92, vocab_size=8192)
-    return ConfigDict(dict(data=data, task=task, text=text, **changes))
+    return config_of(data=data, task=task, text=text, **changes)
 
 
 def test_layout_and_semantic_tasks_train_from_one_s_own_folder(tmp_path):

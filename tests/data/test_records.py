@@ -14,7 +14,6 @@ import tarfile
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from ml_collections import ConfigDict
 from PIL import Image
 
 from lDM_jax.core.errors import BadExample, UserError
@@ -23,6 +22,7 @@ from lDM_jax.data.sources import SPLITS, read_records
 from lDM_jax.data.tfds_source import TfdsSource
 from lDM_jax.from_config import datasets
 from lDM_jax.tools import convert_webdataset
+from tests.toys import config_of
 
 
 def png(value, mode="RGB", size=(20, 16)):
@@ -182,7 +182,7 @@ def test_a_short_tar_and_other_tars_than_before_are_errors(tmp_path, capsys):
 
 def config(source, path, **changes):
     data = dict(source=source, path=str(path), size_px=8, background="white", flip=0.0)
-    return ConfigDict(dict(data={**data, **changes}))
+    return config_of(data={**data, **changes})
 
 
 def test_a_config_names_the_source(tmp_path):
