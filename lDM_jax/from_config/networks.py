@@ -130,10 +130,15 @@ def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
     if stored.stage != "autoencoder":
         raise UserError(f"{section.path} is not a first stage (stage: {stored.stage})")
     network = autoencoder(stored.autoencoder)
-    scale = section.scale or stored.latent_scale or 1.0
+    scale = section.scale or stored_scale(stored) or 1.0
     if isinstance(scale, list | tuple):
         return Codec(network, tuple(float(number) for number in scale)), params
     return Codec(network, float(scale)), params
+
+
+def stored_scale(config: ConfigDict) -> float | list:
+    """The latent scale that is noted beside a first stage; 0 where it is not known."""
+    return config.get("latent_scale", 0.0)
 
 
 def stored_first_stage(config: ConfigDict) -> dict:

@@ -33,7 +33,7 @@ DATA = {
 }
 # By stage, as the sections that everyone of that stage reads.
 BEFORE = {
-    "autoencoder": {"data": DATA, "latent_scale": 0.0},
+    "autoencoder": {"data": DATA},
     "diffusion": {
         "data": {**DATA, "cache_draws": 0},
         "num_classes": 0,
