@@ -1,14 +1,17 @@
-"""What happens behind the page of `tools/studio`, without the web toolkit.
+"""The page of `tools/studio`, where people steer a model while it draws.
 
 limits      what a stranger may ask for; uploads and records -> checked requests
-tabs        the tabs, the models that serve them, controls -> request
-turns       several people share the devices: first come, first served, step by step
+served      a loaded model: its extents, the names of its labels
+painter     what the painters of the page hold
+tabs/       one file a tab: its components, its events, controls <-> request
+queue       several people share the devices: first come, first served, step by step
 run         one trajectory: steps, edits, back to an earlier step
-session     what one person has: run, pictures, uploads; all of it bounded
-conduct     moves that concern one trajectory: generate, edit, go on, go back
-again       moves from a finished picture: vary, redraw a part, draw a file again
+session     what one person has: run, gallery, uploads; all of it bounded
+player      draws a run step by step, as the session commands
+actions     what a person does: generate, edit, go back, vary, draw a part anew
 files       uploads, opened files and presets
-guard       what the server refuses and what it tells the browser
-fragments   the page's moving parts as HTML with pictures inside
+fragments   the page's moving parts as HTML with images inside
+middleware  what the server refuses and what it tells the browser
+page/       components, events and the server; alone in importing the web toolkit
 painter.js, page.js, page.css   what runs in the browser
 """

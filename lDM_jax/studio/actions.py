@@ -20,7 +20,6 @@ from lDM_jax.studio import limits, painter, tabs
 from lDM_jax.studio.player import (
     Studio,
     View,
-    current_pixels,
     describe,
     end,
     play,
@@ -128,8 +127,7 @@ def rewind(session: Session, step: int) -> View:
             session.request = dataclasses.replace(session.request, **back)
         session.spent_secs = min(session.spent_secs, run.made * 0.1)
         note = f"At step {run.step} of {run.total}: change the words and resume"
-        pixels = current_pixels(session, run)
-        return view_of(session, run, "paused", pixels, note=note)
+        return view_of(session, run, "paused", note=note)
 
 
 def look(studio: Studio, session: Session) -> View:

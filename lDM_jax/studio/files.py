@@ -22,6 +22,9 @@ from lDM_jax.studio.player import Studio
 from lDM_jax.studio.served import Served
 from lDM_jax.studio.session import Drawing, Session
 
+# The controls that stand in a request under their own names.
+COPIED = ("negative", "guidance", "steps", "sampler", "eta")
+
 
 class Opened(NamedTuple):
     """A file that was opened: its request and edits, and what the controls show of it.
@@ -66,17 +69,9 @@ def controls_of(session: Session, served: Served, edited: EditedTrajectory) -> d
     """What the controls show of a request after its edits; images go to the session."""
     request = served.pipe.resolve(edited.final)
     tab = tabs.tab_of(served, request)
-    controls = {
-        "tab": tab.name,
-        "model": served.name,
-        "prompt": request.prompt or "",
-        "negative": request.negative,
-        "guidance": request.guidance,
-        "steps": request.steps,
-        "seed": request.seeds[0],
-        "sampler": request.sampler,
-        "eta": request.eta,
-    }
+    controls = {name: getattr(request, name) for name in COPIED}
+    controls |= {"tab": tab.name, "model": served.name}
+    controls |= {"prompt": request.prompt or "", "seed": request.seeds[0]}
     if request.size_px is not None:
         names = {extent: name for name, extent in served.sizes.items()}
         controls["size"] = names.get(tuple(request.size_px), next(iter(served.sizes)))

@@ -6,10 +6,10 @@ by the name of a file: nothing that is sent makes the server read its disk. User
 in one line, for whatever does not pass.
 """
 
+import contextlib
 import dataclasses
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -44,9 +44,16 @@ def decode_labels(data: bytes, name: str = "the file") -> np.ndarray:
 
 def _decoded(data: bytes, name: str) -> np.ndarray:
     _check_length(data, name)
-    try:
+    with _refusing(name):
         return image.decode(data, max_pixels=MAX_PIXELS)
-    except (ValueError, MemoryError) as error:
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """A reader's error as a UserError about the file of that name."""
+    try:
+        yield
+    except (ValueError, MemoryError, RecursionError) as error:
         raise UserError(f"{name} {error}") from None
 
 
@@ -74,10 +81,8 @@ def record(data: bytes, name: str = "the file") -> dict:
     """The record in a PNG or a JSON file, as it stands there."""
     _check_length(data, name)
     if data.startswith(b"\x89PNG"):
-        try:
+        with _refusing(name):
             text = image.stored_text(data)
-        except (ValueError, MemoryError) as error:
-            raise UserError(f"{name} {error}") from None
         if text is None:
             raise UserError(f"{name} is a picture without a request inside")
     else:
@@ -88,10 +93,8 @@ def record(data: bytes, name: str = "the file") -> dict:
                 f"{name} is neither a PNG nor JSON: give a picture or a preset made "
                 "here or by sample.py"
             ) from None
-    try:
+    with _refusing(f"{name} holds no JSON:"):
         stored = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} holds no JSON: {error}") from None
     if not isinstance(stored, dict):
         raise UserError(f"{name} holds no request")
     return stored
@@ -137,15 +140,14 @@ def _fail(name: str, value: object, valid: str) -> UserError:
 
 def _number(value, name: str, low: float, high: float) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
+    if not number or not low <= value <= high:
         raise _fail(name, value, f"a number from {low:g} to {high:g}")
     return float(value)
 
 
 def _count(value, name: str, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _fail(name, value, f"a whole number from {low} to {high}")
-    if not math.isfinite(value) or value != int(value) or not low <= value <= high:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or value != int(value):
         raise _fail(name, value, f"a whole number from {low} to {high}")
     return int(value)
 
@@ -190,10 +192,8 @@ def _uri(value, name: str, read: Callable) -> np.ndarray:
         raise _fail(name, value, "the pixels themselves as a data URI, no file name")
     if len(value) > 2 * MAX_UPLOAD:
         raise UserError(f"{name} is larger than {MAX_UPLOAD // 2**20} MiB")
-    try:
+    with _refusing(name):
         data = pixels_lib.from_uri(value)
-    except ValueError as error:
-        raise UserError(f"{name} {error}") from None
     pixels = read(data, name)
     if max(pixels.shape[:2]) > MAX_SIDE_PX:
         raise UserError(

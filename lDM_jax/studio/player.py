@@ -72,7 +72,7 @@ class Studio:
 
     def warm(self, served: Served) -> None:
         """Compile what the first image of a model needs, with its defaults."""
-        run = self.start(served, tabs.example(served))
+        run = self.start(served, Request(**tabs.tabs_of(served)[0].example(served)))
         run.advance()
         self.compiled.add(run.program)
         run.look()
@@ -128,8 +128,12 @@ def current_pixels(session: Session, run: Run) -> np.ndarray:
     return run.marks[-1].preview
 
 
-def view_of(session: Session, run: Run, state: str, pixels, **more) -> View:
-    """A view of a run, with the times that it took and will take."""
+def view_of(session: Session, run: Run, state: str, pixels=None, **more) -> View:
+    """A view of a run, with the times that it took and will take.
+
+    pixels: what is shown; the image of the last step if None.
+    """
+    pixels = current_pixels(session, run) if pixels is None else pixels
     left = session.spent_secs / max(1, run.made) * max(0, run.last - run.step)
     times = dict(spent_secs=session.spent_secs, left_secs=left)
     return View(state, run.step, run.last, pixels, **times, **more)
@@ -152,7 +156,7 @@ def end(
             session.show(pixels, run.record(), title, parent)
             return view_of(session, run, "stopped", pixels)
         session.command = "pause"
-        return view_of(session, run, "paused", current_pixels(session, run))
+        return view_of(session, run, "paused")
 
 
 def current_view(session: Session) -> View:
@@ -161,8 +165,7 @@ def current_view(session: Session) -> View:
     with session.lock:
         if run is None or not run.begun:
             return View("idle")
-        state = "done" if run.done else "paused"
-        return view_of(session, run, state, current_pixels(session, run))
+        return view_of(session, run, "done" if run.done else "paused")
 
 
 def title_of(request: Request) -> str:

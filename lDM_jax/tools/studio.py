@@ -6,8 +6,7 @@
 page is served to this machine only, at http://127.0.0.1:7860; --host opens it to others
 and needs a password (--password, or the variable LDM_STUDIO_PASSWORD), asked for with
 the name "studio". Nothing is fetched from elsewhere, and uploads never touch a disk.
-The page is `tools.studio_layout`, its events `tools.studio_events`, and what happens
-behind them `lDM_jax.studio`.
+What happens behind this command is `lDM_jax.studio`.
 """
 
 import argparse

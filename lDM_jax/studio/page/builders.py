@@ -26,9 +26,9 @@ class Builders:
     def __init__(self):
         self.components: dict = {}
 
-    def add(self, kind: type, name: str, /, *values, **more):
-        """A component of one of the toolkit's classes."""
-        self.components[name] = kind(*values, elem_id=name, **more)
+    def add(self, kind: str, name: str, /, *values, **more) -> None:
+        """A component of one of the toolkit's classes, by its name."""
+        self.components[name] = getattr(gr, kind)(*values, elem_id=name, **more)
 
     def html(self, text: str) -> None:
         """Words that stay as they are, without an id."""
@@ -36,32 +36,20 @@ class Builders:
 
     def button(self, name: str, text: str, **more) -> None:
         """A button: the event "click"."""
-        self.add(gr.Button, name, text, **more)
+        self.add("Button", name, text, **more)
 
     def textbox(self, name: str, label: str, **more) -> None:
         """A line of text, as long as a prompt at most."""
-        self.add(gr.Textbox, name, label=label, max_length=limits.MAX_TEXT, **more)
+        self.add("Textbox", name, label=label, max_length=limits.MAX_TEXT, **more)
 
     def slider(self, name: str, label: str, low, high, value, *, step) -> None:
         """A number from low to high."""
-        self.add(gr.Slider, name, low, high, value, step=step, label=label)
-
-    def choice(self, name: str, label: str, choices: Sequence, value) -> None:
-        """A drop-down list."""
-        self.add(gr.Dropdown, name, list(choices), value=value, label=label)
-
-    def radio(self, name: str, label: str, choices: Sequence, value, **more) -> None:
-        """One of a few choices, all of them in sight."""
-        self.add(gr.Radio, name, list(choices), value=value, label=label, **more)
-
-    def checkboxes(self, name: str, label: str, choices: Sequence, value) -> None:
-        """Any of some choices."""
-        self.add(gr.CheckboxGroup, name, list(choices), value=value, label=label)
+        self.add("Slider", name, low, high, value, step=step, label=label)
 
     def fragment(self, name: str, value, /, **more) -> None:
         """A part of the page that the server writes."""
         plain = {"js_on_load": None, "apply_default_css": False}
-        self.add(gr.HTML, name, value, **{**plain, **more})
+        self.add("HTML", name, value, **{**plain, **more})
 
     def picker(self, name: str, value: str, field: str) -> None:
         """A fragment whose cells can be chosen: the event "select"."""

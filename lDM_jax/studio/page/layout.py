@@ -131,22 +131,22 @@ def _settings(ui: Builders, studio: Studio) -> None:
     own = defaults(studio.models[names[0]])
     with ui.folded("settings", "Settings"):
         with gr.Row():
-            ui.choice("model", "Model", names, names[0])
-            ui.choice("size", "Size", own["size"]["choices"], own["size"]["value"])
+            ui.add("Dropdown", "model", names, value=names[0], label="Model")
+            ui.add("Dropdown", "size", **own["size"], label="Size")
         with gr.Row():
             value, most = own["guidance"]["value"], limits.MAX_STEPS
             ui.slider("guidance", "Guidance", 0, 15, value, step=0.1)
             ui.slider("steps", "Steps", 1, most, own["steps"]["value"], step=1)
         with gr.Row():
-            ui.add(gr.Number, "seed", 0, label="Seed", precision=0)
+            ui.add("Number", "seed", 0, label="Seed", precision=0)
             ui.button("new_seed", "Another seed", size="sm")
         with gr.Row():
-            value = own["sampler"]["value"]
-            ui.choice("sampler", "Sampler", samplers.SAMPLERS, value)
+            names = list(samplers.SAMPLERS)
+            ui.add("Dropdown", "sampler", names, **own["sampler"], label="Sampler")
             ui.slider("eta", "Noise (ddim's eta)", 0, 1, 0, step=0.05)
         with gr.Row():
             ui.slider("pace", "Seconds a step, at least", 0, 1, 0, step=0.05)
-            ui.add(gr.Checkbox, "sharp", False, label="Decode every step in full")
+            ui.add("Checkbox", "sharp", False, label="Decode every step in full")
 
 
 def defaults(served: Served) -> dict[str, dict]:

@@ -50,11 +50,6 @@ def tabs_of(served: Served) -> list[Tab]:
     return served_tabs
 
 
-def example(served: Served) -> Request:
-    """Some request that the model can draw."""
-    return Request(**tabs_of(served)[0].example(served))
-
-
 def tab_of(served: Served, request: Request) -> Tab:
     """The tab on which such a request of a model is made."""
     some = tabs_of(served)

@@ -1,4 +1,4 @@
-"""Class: one of the model's classes. `label` is the list of their names."""
+"""Class: one of the model's classes."""
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.request import Request
@@ -16,7 +16,8 @@ class ClassLabel(Tab):
 
     def build(self, ui, served: Served | None) -> None:
         names = label_names(served) if served else []
-        ui.choice("label", "Class", names, names[0] if names else None)
+        value = names[0] if names else None
+        ui.add("Dropdown", "label", names, value=value, label="Class")
 
     def fit(self, served: Served) -> dict[str, dict]:
         names = label_names(served)

@@ -1,10 +1,4 @@
-"""Image to image: an image is changed as far as `strength` says.
-
-| elem_id | what |
-|---|---|
-| image, image_use | the image: `#image_file`, or the current one |
-| strength | how much may change |
-"""
+"""Image to image: an image is changed as far as `strength` says."""
 
 from lDM_jax.sampling.request import Request
 from lDM_jax.studio import limits

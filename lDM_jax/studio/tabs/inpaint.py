@@ -1,12 +1,4 @@
-"""Inpaint: the painted part of an image is drawn anew; more canvas is outpainting.
-
-| elem_id | what |
-|---|---|
-| inpaint, inpaint_use | the image: `#inpaint_file`, or the current one |
-| mask | painter over it |
-| inpaint_strength | how much may change, of models that were not trained to inpaint |
-| extend_panel, extend_sides, extend_share, extend | more canvas, masked |
-"""
+"""Inpaint: the painted part of an image is drawn anew; more canvas is outpainting."""
 
 import numpy as np
 
@@ -36,7 +28,8 @@ class Inpaint(UploadTab):
         ui.painter("mask", "mask", served)
         ui.slider("inpaint_strength", "Strength", 0.05, 1, 1, step=0.05)
         with ui.folded("extend_panel", "Outpaint: more canvas"):
-            ui.checkboxes("extend_sides", "On", SIDES, ["right"])
+            sides = dict(value=["right"], label="On")
+            ui.add("CheckboxGroup", "extend_sides", list(SIDES), **sides)
             ui.slider("extend_share", "How much", 0.25, 1, 0.5, step=0.25)
             ui.button("extend", "Extend the canvas", size="sm")
 

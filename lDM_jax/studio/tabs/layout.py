@@ -1,4 +1,4 @@
-"""Layout: boxes with labels. `boxes` is the painter."""
+"""Layout: boxes with labels."""
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.request import Request

@@ -1,11 +1,4 @@
-"""Regions: parts of the image with prompts of their own.
-
-| elem_id | what |
-|---|---|
-| regions | painter; also `#regions_prompt_K`, `#regions_weight_K`, `#regions_add` |
-| regional | how regions act |
-| colours | `#colours_file`: an image whose colors are regions |
-"""
+"""Regions: parts of the image with prompts of their own, painted or from colors."""
 
 import numpy as np
 
@@ -35,8 +28,8 @@ class Regions(Tab):
         )
         ui.painter("regions", "regions", served)
         about = "attention: each place reads its own words; latent: a prediction each"
-        kinds = ["attention", "latent"]
-        ui.radio("regional", "How regions act", kinds, "latent", info=about)
+        more = dict(value="latent", label="How regions act", info=about)
+        ui.add("Radio", "regional", ["attention", "latent"], **more)
         ui.upload("colours", "Or a picture whose colours are regions")
 
     def wire(self, page) -> None:

@@ -1,4 +1,4 @@
-"""Semantic: a label map. `labels` is the painter, `#label_map_file` takes a map."""
+"""Semantic: a label map, painted or uploaded."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Super-resolution: a small image is enlarged; `#super_resolution_file` takes it."""
+"""Super-resolution: a small image is enlarged."""
 
 import numpy as np
 
