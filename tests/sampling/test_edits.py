@@ -12,9 +12,14 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import edits
 from lDM_jax.sampling.edits import Edit, EditedTrajectory
 from lDM_jax.sampling.request import Request
-from tests.toys import HOLE, PICTURE, difference
+from tests.toys import HOLE, PICTURE, difference, drawn
 
 COMMON = dict(prompt="red heart", seeds=(3,), steps=6)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return drawn("emoji")
 
 
 def test_a_step_leads_on_to_as_many_branches_as_one_likes(pipe):

@@ -10,8 +10,14 @@ from lDM_jax.models.layers import attend
 from lDM_jax.sampling import request as request_lib
 from lDM_jax.sampling.prepare import weighted
 from lDM_jax.sampling.request import Request
+from tests.toys import drawn
 
 FULL = np.ones((32, 32), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return drawn("emoji")
 
 
 def test_a_token_of_weight_n_counts_as_n_of_them():
