@@ -7,14 +7,12 @@ of these with changes; `written` makes files of them, `opened` reads what was co
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from lDM_jax.from_config import networks, older
+from lDM_jax.from_config import abstract, networks, older
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
 from lDM_jax.tools import convert as tool
@@ -100,11 +98,7 @@ def abstract_model(config: dict, first: dict | None) -> dict:
         config.first_stage.path, config.first_stage.network = "", first["autoencoder"]
     codec = networks.abstract_codec(config)
     model = networks.model(config, codec)
-    side = config.data.size_px // codec.factor
-    batch = example_shapes(task_of(config), task_settings(config), rows=1)
-    z0 = jax.ShapeDtypeStruct((1, side, side, codec.channels), jnp.float32)
-    batch = {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in batch.items()}
-    return jax.eval_shape(model.init, jax.random.key(0), batch, z0)
+    return abstract.params(config, model)
 
 
 def opened(out):
