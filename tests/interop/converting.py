@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from lDM_jax.from_config import networks, older
+from lDM_jax.from_config.task_settings import task_of, task_settings
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
+from lDM_jax.tasks.registry import example_shapes
 from lDM_jax.tools import convert as tool
 from lDM_jax.weights import directory as weights_directory
 from tests.models.test_parity_original import ORIGINAL
