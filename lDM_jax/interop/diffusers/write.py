@@ -47,7 +47,7 @@ def export(model: str) -> tuple[Files, list[str]]:
     ours = open_model(model)
     stage = ours.config.get("stage")
     if stage == "autoencoder":
-        return first_stage_files(ours, ours.config.latent_scale)
+        return first_stage_files(ours, networks.stored_scale(ours.config))
     if stage == "text":
         files = tower_files(ours)
         return files, [f"CLIPTextModel, {len(files[TEXT])} entries"]
@@ -97,7 +97,9 @@ def pipeline_files(ours: Ours) -> tuple[Files, list[str]]:
     first, tower = open_parts(ours)
     scheduler = diffusers_settings.to_scheduler(config.process.to_dict())
     codec = networks.abstract_codec(config)
-    scale = config.first_stage.scale or (first.config.latent_scale if first else 1.0)
+    scale = config.first_stage.scale or (
+        networks.stored_scale(first.config) if first else 1.0
+    )
     unet, entries, conditioner = unet_files(config, ours.arrays, codec)
     files = {"scheduler/scheduler_config.json": as_json(scheduler)}
     files |= under("unet", unet)

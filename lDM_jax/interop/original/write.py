@@ -60,7 +60,9 @@ def whole(ours: Ours) -> Exported:
     channels = codec.channels
     task, settings = task_of(config), task_settings(config)
     cond = task.original(settings, channels)
-    scale = config.first_stage.scale or (first.config.latent_scale if first else 1.0)
+    scale = config.first_stage.scale or (
+        networks.stored_scale(first.config) if first else 1.0
+    )
     if isinstance(scale, list | tuple):
         raise UserError("the original program has one latent scale for all channels")
     unet_params = unet(config, channels + cond.channels, channels)
