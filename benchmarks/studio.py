@@ -6,7 +6,7 @@ Starts the server and drives the page in headless Chromium (`chromium` and
 `chromedriver` of the system, and selenium). Printed as JSON:
 
 steps_a_second       of one picture, previews included, from the page's own clock
-previews             how many different pictures the page showed meanwhile
+previews             how many different images the page showed meanwhile
 edit_step, seen_step where a new prompt was announced, and the first step whose preview
                      differs from the undisturbed run's
 grown_mb             of the server's memory over that many generations that were
@@ -14,6 +14,7 @@ grown_mb             of the server's memory over that many generations that were
 """
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -48,9 +49,9 @@ def start(model: str) -> tuple[subprocess.Popen, str]:
         [sys.executable, *command], stderr=subprocess.PIPE, text=True
     )
     for line in server.stderr:
-        found = re.search(r"http://\S+", line)
-        if found:
-            return server, found[0].rstrip(";")
+        match = re.search(r"http://\S+", line)
+        if match:
+            return server, match[0].rstrip(";")
     raise SystemExit("the studio did not start")
 
 
@@ -77,12 +78,9 @@ class Page:
         """Until the check gives something true."""
         end = time.monotonic() + secs
         while time.monotonic() < end:
-            try:
-                found = check()
-            except Exception:
-                found = None
-            if found:
-                return found
+            with contextlib.suppress(Exception):
+                if result := check():
+                    return result
             time.sleep(0.01)
         raise TimeoutError
 
@@ -92,12 +90,13 @@ class Page:
             "document.getElementById(arguments[0]).click()", name
         )
 
-    def shown(self, name: str) -> str:
+    def stage(self, name: str) -> str:
+        """What the stage says of itself: its state, step or total."""
         figure = self.driver.find_element(By.ID, "stage_figure")
         return figure.get_attribute(f"data-{name}")
 
     def write(self, text: str) -> None:
-        """A new prompt; it counts at once if a picture is being drawn."""
+        """A new prompt; it counts at once if an image is being drawn."""
         field = self.driver.find_element(By.CSS_SELECTOR, "#prompt textarea")
         field.clear()
         field.send_keys(text, Keys.TAB)
@@ -109,11 +108,11 @@ class Page:
         return line.get_attribute("data-kind")
 
     def until(self, state: str) -> None:
-        self.wait(lambda: self.shown("state") == state)
+        self.wait(lambda: self.stage("state") == state)
 
 
-def drawn(page: Page) -> list:
-    """What the page shows while it draws: [state, step, picture, milliseconds]."""
+def watch(page: Page) -> list:
+    """What the page shows while it draws: [state, step, image, milliseconds]."""
     page.driver.execute_script(WATCH)
     page.click("generate")
     ended = "const s = window.seen; return s.length > 2 && s.at(-1)[0] === 'done'"
@@ -124,8 +123,8 @@ def drawn(page: Page) -> list:
 def speed(page: Page) -> dict:
     """Steps a second, and how many previews there were."""
     page.write("red heart")
-    drawn(page)  # once for whatever is done once
-    seen = [entry for entry in drawn(page) if entry[0] == "playing"]
+    watch(page)  # once for whatever is done once
+    seen = [entry for entry in watch(page) if entry[0] == "playing"]
     first, last = seen[0], seen[-1]
     rate = 1000 * (last[1] - first[1]) / (last[3] - first[3])
     return {
@@ -136,32 +135,32 @@ def speed(page: Page) -> dict:
 
 def edit(page: Page, steps: int) -> dict:
     """Where an edit was announced, and where it is seen first."""
-    plain = steps_shown(page, steps)
-    changed = steps_shown(page, steps, edit_after=steps // 2)
+    plain = step_previews(page, steps)
+    changed = step_previews(page, steps, edit_after=steps // 2)
     different = [k for k in plain if k in changed and plain[k] != changed[k]]
     return {"edit_step": steps // 2, "seen_step": min(different)}
 
 
-def steps_shown(page: Page, steps: int, edit_after: int = 0) -> dict:
-    """The previews of the first steps, one by one: step -> picture."""
+def step_previews(page: Page, steps: int, edit_after: int = 0) -> dict:
+    """The previews of the first steps, one by one: step -> image."""
     page.write("red heart")
     page.click("stop")
     page.driver.refresh()
     page.__init__(page.driver, page.driver.current_url)
     page.write("red heart")
-    found = {}
+    previews = {}
     for step in range(1, steps + 1):
         page.click("step")
-        page.wait(lambda step=step: page.shown("step") == str(step))
+        page.wait(lambda step=step: page.stage("step") == str(step))
         page.until("paused")
         image = page.driver.find_element(By.ID, "stage_image")
-        found[step] = image.get_attribute("src")
+        previews[step] = image.get_attribute("src")
         if step == edit_after:
             page.write("pizza")
             page.wait(
                 lambda: "pizza" in page.driver.find_element(By.ID, "message_text").text
             )
-    return found
+    return previews
 
 
 def memory_mb(process: subprocess.Popen) -> float:
@@ -179,7 +178,7 @@ def cancelled(page: Page, server: subprocess.Popen, count: int, warm: int) -> di
         page.click("generate")
         time.sleep(draw.uniform(0.1, 0.8))
         page.click("stop")
-        page.wait(lambda: page.shown("state") in ("stopped", "done", "idle"))
+        page.wait(lambda: page.stage("state") in ("stopped", "done", "idle"))
     grown = memory_mb(server) - before
     return {"cancelled": count, "grown_mb": round(grown, 1)}
 
