@@ -14,6 +14,7 @@ grown_mb             of the server's memory over that many generations that were
 """
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -32,9 +33,9 @@ WATCH = """
 window.seen = [];
 new MutationObserver(() => {
   const figure = document.querySelector("#stage_figure");
-  const image = document.querySelector("#stage_image");
-  if (figure && image)
-    window.seen.push([figure.dataset.state, +figure.dataset.step, image.src,
+  const picture = document.querySelector("#stage_image");
+  if (figure && picture)
+    window.seen.push([figure.dataset.state, +figure.dataset.step, picture.src,
                       performance.now()]);
 }).observe(document.querySelector("#stage"),
            {subtree: true, childList: true, attributes: true});
@@ -48,9 +49,9 @@ def start(model: str) -> tuple[subprocess.Popen, str]:
         [sys.executable, *command], stderr=subprocess.PIPE, text=True
     )
     for line in server.stderr:
-        address = re.search(r"http://\S+", line)
-        if address:
-            return server, address[0].rstrip(";")
+        match = re.search(r"http://\S+", line)
+        if match:
+            return server, match[0].rstrip(";")
     raise SystemExit("the studio did not start")
 
 
@@ -77,12 +78,9 @@ class Page:
         """Until the check gives something true."""
         end = time.monotonic() + secs
         while time.monotonic() < end:
-            try:
-                result = check()
-            except Exception:
-                result = None
-            if result:
-                return result
+            with contextlib.suppress(Exception):
+                if result := check():
+                    return result
             time.sleep(0.01)
         raise TimeoutError
 
@@ -92,7 +90,8 @@ class Page:
             "document.getElementById(arguments[0]).click()", name
         )
 
-    def read_state(self, name: str) -> str:
+    def stage(self, name: str) -> str:
+        """What the stage says of itself: its state, step or total."""
         figure = self.driver.find_element(By.ID, "stage_figure")
         return figure.get_attribute(f"data-{name}")
 
@@ -109,10 +108,10 @@ class Page:
         return line.get_attribute("data-kind")
 
     def until(self, state: str) -> None:
-        self.wait(lambda: self.read_state("state") == state)
+        self.wait(lambda: self.stage("state") == state)
 
 
-def watch_drawing(page: Page) -> list:
+def watch(page: Page) -> list:
     """What the page shows while it draws: [state, step, image, milliseconds]."""
     page.driver.execute_script(WATCH)
     page.click("generate")
@@ -124,27 +123,25 @@ def watch_drawing(page: Page) -> list:
 def speed(page: Page) -> dict:
     """Steps a second, and how many previews there were."""
     page.write("red heart")
-    watch_drawing(page)  # once for whatever is done once
-    entries = [entry for entry in watch_drawing(page) if entry[0] == "playing"]
-    first, last = entries[0], entries[-1]
+    watch(page)  # once for whatever is done once
+    seen = [entry for entry in watch(page) if entry[0] == "playing"]
+    first, last = seen[0], seen[-1]
     rate = 1000 * (last[1] - first[1]) / (last[3] - first[3])
     return {
         "steps_a_second": round(rate, 2),
-        "previews": len({entry[2] for entry in entries}),
+        "previews": len({entry[2] for entry in seen}),
     }
 
 
 def edit(page: Page, steps: int) -> dict:
     """Where an edit was announced, and where it is seen first."""
-    undisturbed = record_steps(page, steps)
-    changed = record_steps(page, steps, edit_after=steps // 2)
-    different = [
-        k for k in undisturbed if k in changed and undisturbed[k] != changed[k]
-    ]
+    plain = step_previews(page, steps)
+    changed = step_previews(page, steps, edit_after=steps // 2)
+    different = [k for k in plain if k in changed and plain[k] != changed[k]]
     return {"edit_step": steps // 2, "seen_step": min(different)}
 
 
-def record_steps(page: Page, steps: int, edit_after: int = 0) -> dict:
+def step_previews(page: Page, steps: int, edit_after: int = 0) -> dict:
     """The previews of the first steps, one by one: step -> image."""
     page.write("red heart")
     page.click("stop")
@@ -154,7 +151,7 @@ def record_steps(page: Page, steps: int, edit_after: int = 0) -> dict:
     previews = {}
     for step in range(1, steps + 1):
         page.click("step")
-        page.wait(lambda step=step: page.read_state("step") == str(step))
+        page.wait(lambda step=step: page.stage("step") == str(step))
         page.until("paused")
         image = page.driver.find_element(By.ID, "stage_image")
         previews[step] = image.get_attribute("src")
@@ -172,8 +169,8 @@ def memory_mb(process: subprocess.Popen) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
 
 
-def measure_growth(page: Page, server: subprocess.Popen, count: int, warm: int) -> dict:
-    """How much the server grows over images that are stopped at random."""
+def cancelled(page: Page, server: subprocess.Popen, count: int, warm: int) -> dict:
+    """How much the server grows over pictures that are stopped at random."""
     draw = random.Random(0)
     for number in range(warm + count):
         if number == warm:
@@ -181,7 +178,7 @@ def measure_growth(page: Page, server: subprocess.Popen, count: int, warm: int) 
         page.click("generate")
         time.sleep(draw.uniform(0.1, 0.8))
         page.click("stop")
-        page.wait(lambda: page.read_state("state") in ("stopped", "done", "idle"))
+        page.wait(lambda: page.stage("state") in ("stopped", "done", "idle"))
     grown = memory_mb(server) - before
     return {"cancelled": count, "grown_mb": round(grown, 1)}
 
@@ -199,7 +196,7 @@ def main() -> int:
         page = Page(driver, address)
         result = {**speed(page), **edit(page, args.steps)}
         if args.cancelled:
-            result |= measure_growth(page, server, args.cancelled, args.warm)
+            result |= cancelled(page, server, args.cancelled, args.warm)
     finally:
         driver.quit()
         server.terminate()

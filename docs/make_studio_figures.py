@@ -44,7 +44,7 @@ def draw(page: Page) -> None:
     """Generate, if the tab has a model, and wait for the end."""
     page.click("generate")
     time.sleep(0.5)
-    ended = lambda: page.shown("state") == "done" or page.message == "error"  # noqa: E731
+    ended = lambda: page.stage("state") == "done" or page.message == "error"  # noqa: E731
     page.wait(ended, secs=120)
     time.sleep(0.5)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("selenium", reason="needs requirements-dev.txt")
+pytest.importorskip("selenium")
 
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -26,8 +26,8 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 from benchmarks import studio as driving  # noqa: E402
 from lDM_jax.data.sources import EmojiSource  # noqa: E402
-from lDM_jax.evaluation.commands.prompts import training_images  # noqa: E402
-from lDM_jax.evaluation.metrics.recognition import recognize  # noqa: E402
+from lDM_jax.evaluation.commands.prompts import training_pictures  # noqa: E402
+from lDM_jax.evaluation.metrics.recognition import recognise  # noqa: E402
 
 THERE = shutil.which("chromium") and shutil.which("chromedriver")
 pytestmark = [
@@ -83,7 +83,7 @@ def number(page, name: str, value: int) -> None:
 
 def final(page) -> bytes:
     """The PNG that the page offers, when the picture is done."""
-    page.wait(lambda: page.read_state("state") == "done")
+    page.wait(lambda: page.stage("state") == "done")
     link = page.wait(lambda: page.driver.find_element(By.ID, "download"))
     return base64.b64decode(link.get_attribute("href").partition(",")[2])
 
@@ -91,7 +91,7 @@ def final(page) -> bytes:
 def draw(page) -> bytes:
     """Generate, and the PNG."""
     page.click("generate")
-    page.wait(lambda: page.read_state("state") in ("preparing", "playing"))
+    page.wait(lambda: page.stage("state") in ("preparing", "playing"))
     return final(page)
 
 
@@ -117,7 +117,7 @@ def drag(page, name: str, start: tuple, end: tuple) -> None:
 
 def test_a_prompt_gives_a_picture_and_previews_on_the_way(page):
     page.write("red heart")
-    seen = driving.watch_drawing(page)
+    seen = driving.watch(page)
     previews = [picture for state, _, picture, _ in seen if state == "playing"]
     assert len(set(previews)) > STEPS // 2
     assert pixels(final(page)).shape == (64, 64, 3)
@@ -128,7 +128,7 @@ def stepped(page, words: str) -> None:
     page.write(words)
     for step in range(1, CHANGE + 1):
         page.click("step")
-        page.wait(lambda step=step: page.read_state("step") == str(step))
+        page.wait(lambda step=step: page.stage("step") == str(step))
         page.until("paused")
 
 
@@ -146,10 +146,10 @@ def test_a_prompt_changed_midway_is_what_is_drawn(page):
         )
         page.click("resume")
         found.append(pixels(final(page)))
-    index = recognize(
+    index = recognise(
         np.stack(found),
         np.full(SEEDS, wanted),
-        references=training_images(source),
+        references=training_pictures(source),
         labels=source.labels,
     ).nearest
     right = (source.labels[index] == wanted).sum()
@@ -213,7 +213,7 @@ def test_a_downloaded_picture_draws_itself_again(page, address, tmp_path):
     page.driver.refresh()
     page.__init__(page.driver, address)
     page.driver.execute_script(DROP, base64.b64encode(png).decode())
-    page.wait(lambda: page.read_state("state") in ("preparing", "playing", "done"))
+    page.wait(lambda: page.stage("state") in ("preparing", "playing", "done"))
     assert np.array_equal(pixels(final(page)), pixels(png))
     command = [
         sys.executable,

@@ -116,7 +116,7 @@ class Page(Inputs):
             return (fragments.message(note) if note else gr.skip(),)
 
         events = [c[name].blur for name in TYPED]
-        events += [c[name].input for name in (*TURNED, *self.fitted)]
+        events += [c[name].input for name in (*TURNED, *self.tab_controls)]
         for event in events:
             inputs, mode = self.controls, "always_last"
             self.tells(event, edit, inputs, ["message"], trigger_mode=mode)

@@ -18,7 +18,6 @@ class Inputs(Wiring):
 
     def __init__(self, studio: Studio, c: dict):
         super().__init__(studio, c)
-        self.fitted = tuple(name for tab in TABS.values() for name in tab.controls)
         self._settings()
         self._files()
         for tab in TABS.values():
@@ -29,7 +28,7 @@ class Inputs(Wiring):
         c, chosen = self.c, ("tab", "model")
         outputs = ("model", *DEFAULTS)
         self.tells(c["tab"].select, self.tab_chosen, chosen, outputs)
-        outputs = (*DEFAULTS, *self.fitted)
+        outputs = (*DEFAULTS, *self.tab_controls)
         self.tells(c["model"].input, self.model_chosen, chosen, outputs)
         seed = lambda session: (random.randrange(2**31),)  # noqa: E731
         self.tells(c["new_seed"].click, seed, outputs=["seed"])
@@ -48,7 +47,7 @@ class Inputs(Wiring):
         """Settings and the tab's components for another of its models."""
         served = self.studio.served({"tab": tab, "model": model})
         settings = layout.defaults(served) | TABS[tab].fit(served)
-        return updates((*DEFAULTS, *self.fitted), settings)
+        return updates((*DEFAULTS, *self.tab_controls), settings)
 
     def _files(self) -> None:
         c, studio = self.c, self.studio

@@ -33,8 +33,8 @@ class Wiring:
 
     def __init__(self, studio: Studio, c: dict):
         self.studio, self.c = studio, c
-        own = (name for tab in TABS.values() for name in tab.controls)
-        self.controls = (*SETTINGS, *own)
+        self.tab_controls = [n for tab in TABS.values() for n in tab.controls]
+        self.controls = (*SETTINGS, *self.tab_controls)
 
     def components(self, names) -> list:
         """The components of these elem_ids."""
@@ -109,8 +109,11 @@ class Wiring:
         upload = event == "upload"
 
         def answer(session: Session, *values) -> tuple:
-            file = files.received(values[0]) if upload else ()
-            model, *rest = values[upload:]
+            file = ()
+            if upload:
+                event_data, *values = values
+                file = files.received(event_data)
+            model, *rest = values
             served = self.studio.served({"tab": tab.name, "model": model})
             return updates(outputs, action(session, served, *file, *rest))
 
