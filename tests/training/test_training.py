@@ -99,9 +99,7 @@ def test_a_preview_without_a_condition_draws_every_row_once():
 
 def test_the_denoiser_trains_its_text_transformer_and_averages_it():
     """Unlike the original, tau has an EMA; the frozen first stage gets no gradient."""
-    made, _, start, step = started("emoji")
-    batch = {k: jnp.asarray(v) for k, v in next(iter(made.eval_batches())).items()}
-    batch.pop("weight")
+    made, batch, start, step = started("emoji")
     state = start
     for number in range(3):
         state, _ = step(state, made.frozen, batch, jax.random.key(number))
