@@ -132,7 +132,7 @@ def test_a_killed_run_continues_to_the_same_figures(
     options = dict(kinds=["frechet", "kernel"], replicates=2)
     ours = figures.measure(again, sides[1], emoji, **options).as_json()
     assert ours == figures.measure(*sides, emoji, **options).as_json()
-    with pytest.raises(UserError, match="features of other pictures"):
+    with pytest.raises(UserError, match="features of other images"):
         sides_lib.open_side(files / "b.npz", emoji, tmp_path)
 
 

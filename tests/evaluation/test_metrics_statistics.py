@@ -75,7 +75,7 @@ def test_what_cannot_be_summed_is_refused():
     bad[2, 1] = np.nan
     with pytest.raises(UserError, match="not finite"):
         moments(bad)
-    with pytest.raises(UserError, match="at least 2 pictures, not 1"):
+    with pytest.raises(UserError, match="at least 2 images, not 1"):
         moments(features(0, 1)).gaussian()
     with pytest.raises(UserError, match="do not fit"):
         moments(features(0, 4, 12), features(0, 4, 11))

@@ -100,7 +100,7 @@ def test_the_interval_is_over_pairs():
 
 
 def test_a_model_that_draws_what_each_half_was_told(tmp_path, capsys, monkeypatch):
-    """All halves are recognised; none where the model puts them the other way round."""
+    """All halves are recognized; none where the model puts them the other way round."""
     source = EmojiSource(split="train", size_px=64)
     pictures, turned = prompts.training_images(source), []
 
@@ -132,4 +132,4 @@ def test_a_model_that_draws_what_each_half_was_told(tmp_path, capsys, monkeypatc
     assert (tmp_path / "regions.png").is_file()
     one = ["--left", "pizza", "--right", "no such thing"]
     assert evaluate.main(["regions", "--model", "emoji", *one]) == 2
-    assert "'no such thing' is no caption" in capsys.readouterr().err
+    assert "'no such thing' is not a caption" in capsys.readouterr().err
