@@ -100,7 +100,7 @@ def test_the_interval_is_over_pairs():
 
 
 def test_a_model_that_draws_what_each_half_was_told(tmp_path, capsys, monkeypatch):
-    """All halves are recognised; none where the model puts them the other way round."""
+    """All halves are recognized; none where the model puts them the other way round."""
     source = EmojiSource(split="train", size_px=64)
     pictures, turned = prompts.training_images(source), []
 
