@@ -30,7 +30,7 @@ def make(name, arg="smoke", **changes):
 
 
 @functools.cache
-def started(name, arg="smoke", **changes) -> tuple:
+def started(name: str, arg: str, **changes) -> tuple:
     """(experiment, a batch, first state, compiled step) for all tests of a config."""
     rate = dict(optimizer__learning_rate=3e-3, optimizer__schedule="constant")
     made = make(name, arg, **rate, **changes)
@@ -99,7 +99,7 @@ def test_a_preview_without_a_condition_draws_every_row_once():
 
 def test_the_denoiser_trains_its_text_transformer_and_averages_it():
     """Unlike the original, tau has an EMA; the frozen first stage gets no gradient."""
-    made, batch, start, step = started("emoji")
+    made, batch, start, step = started("emoji", "smoke")
     state = start
     for number in range(3):
         state, _ = step(state, made.frozen, batch, jax.random.key(number))
@@ -153,7 +153,7 @@ def test_mesh_sizes_that_do_not_fill_the_devices_are_refused():
 
 
 def test_latents_cache_equals_encoding_on_the_fly():
-    made, *_ = started("emoji")
+    made, *_ = started("emoji", "smoke")
     config = made.config
     codec, params = networks.first_stage(config)
     source, row = experiment.source(config, "validation"), experiment.transform(config)
