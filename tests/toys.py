@@ -64,11 +64,15 @@ def smoke(name: str):
 
 @functools.cache
 def drawn(name: str) -> Pipeline:
-    """A pipeline of toy networks with random weights, also where zeros begin.
+    """`pipeline_of` a smoke config: one a worker, with what it has compiled.
 
-    One a worker, with what it has compiled: `with_config` is for other settings.
+    `with_config` is for other settings.
     """
-    config = smoke(name)
+    return pipeline_of(smoke(name))
+
+
+def pipeline_of(config: ConfigDict) -> Pipeline:
+    """A pipeline of toy networks with random weights, also where zeros begin."""
     codec, first_stage = networks.first_stage(config)
     model = networks.model(config, codec)
     shell = Pipeline(config, model, {}, networks.frozen(config, first_stage))

@@ -19,7 +19,7 @@ from lDM_jax.sampling.request import Request
 from lDM_jax.tasks.registry import TASKS, register
 from lDM_jax.tasks.task import Condition, Task
 from lDM_jax.training import experiment
-from tests.toys import difference, drawn, smoke
+from tests.toys import difference, pipeline_of, smoke
 
 
 class Ray(nn.Module):
@@ -106,9 +106,8 @@ def test_a_new_condition_trains(task):
     assert np.abs(now - before).max() > 0
 
 
-def test_a_new_condition_is_drawn_by_and_guided_by(task, monkeypatch):
-    monkeypatch.setattr("tests.tasks.test_tasks.smoke", lambda name: bright())
-    pipe = drawn("brightness")
+def test_a_new_condition_is_drawn_by_and_guided_by(task):
+    pipe = pipeline_of(bright())
     assert pipe.task is task
     options = dict(seeds=[0], steps=2, guidance=3.0)
     dark, light = (pipe.sample(label=label, **options) for label in (0, 100))

@@ -69,7 +69,8 @@ class Regions(Tab):
         return bool(request.regions)
 
     def restore(self, request: Request, served: Served) -> dict:
-        extent = canvas(request, served.pipe.config)
+        trained = served.pipe.trained
+        extent = canvas(request, trained.task, trained.settings)
         labels = np.zeros((extent.height_px, extent.width_px), np.int32)
         rows = []
         for number, (prompt, where, *weight) in enumerate(request.regions, start=1):
