@@ -2,7 +2,7 @@
 
 Everything is abstract (jax.eval_shape, jaxprs): no parameter is allocated and no data
 read, so that the largest published model is summarized on any machine. The training
-state is divided as `training.sharding` divides it, frozen networks are whole on every
+state is divided as `core.sharding` divides it, frozen networks are whole on every
 device. Activations are not counted: they depend on the compiler.
 
 Training FLOPs of an image are counted in forward passes: one and the two of its

@@ -228,8 +228,9 @@ def test_orbax_is_silent_and_others_are_not(tmp_path, mesh, caplog):
 LIMITED = """
 import logging, resource, sys
 from tests import toy_run
-from lDM_jax.training import sharding, loop
-from lDM_jax.training.checkpoint import quiet_orbax
+from lDM_jax.core import sharding
+from lDM_jax.training import loop
+from lDM_jax.weights.checkpoint import quiet_orbax
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 quiet_orbax()
 experiment = toy_run.experiment(toy_run.config(log_every_steps=1, num_steps=60))
