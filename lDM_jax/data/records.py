@@ -82,7 +82,7 @@ class RecordSource(metadata.NamedLabels):
 
     def _stored_names(self) -> tuple[set, set, int]:
         classes, categories, count = set(), set(), 0
-        for file in self.path.glob("*.json"):
+        for file in self.path.glob("[!.]*.json"):
             stored = json.loads(file.read_text())
             classes |= set(stored.get("classes", ()))
             categories |= set(stored.get("categories", ()))

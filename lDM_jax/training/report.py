@@ -204,7 +204,7 @@ def binned(series: Series) -> list[tuple[float, float]]:
 def previews(folder: Path) -> Iterator[str]:
     """A strip for each kind of preview, from the first to the last."""
     kinds: dict[str, list[tuple[int, Path]]] = {}
-    for file in sorted(folder.glob("*.png")) if folder.is_dir() else ():
+    for file in sorted(folder.glob("[!.]*.png")) if folder.is_dir() else ():
         step, _, kind = file.stem.partition("_")
         if step.isdigit():
             kinds.setdefault(kind, []).append((int(step), file))
