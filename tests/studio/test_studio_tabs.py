@@ -1,5 +1,6 @@
 """A tab from outside: what it says of itself is all that the studio needs."""
 
+import asyncio
 import gc
 
 import numpy as np
@@ -57,9 +58,12 @@ def page_of(studio) -> dict:
     """What the toolkit tells the browser of the page."""
     from lDM_jax.studio.page import events
 
-    config = events.build(studio).get_config_file()
-    gc.collect()  # the toolkit leaves event loops of its own open
-    return config
+    async def config() -> dict:
+        return events.build(studio).get_config_file()
+
+    page = asyncio.run(config())  # or else the toolkit leaves a loop of its own open
+    gc.collect()
+    return page
 
 
 @pytest.mark.filterwarnings("ignore")
