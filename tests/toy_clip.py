@@ -51,6 +51,6 @@ def clip_embeds(model, x: np.ndarray, texts: list[str]) -> tuple:
     with torch.no_grad():
         made = model(
             input_ids=torch.from_numpy(ids.astype(np.int64)),
-            pixel_values=torch.from_numpy(normalised(x, 56, extractors.CLIP_COLOURS)),
+            pixel_values=torch.from_numpy(normalised(x, 56, extractors.CLIP_COLORS)),
         )
     return made.image_embeds.numpy(), made.text_embeds.numpy()

@@ -26,8 +26,8 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 from benchmarks import studio as driving  # noqa: E402
 from lDM_jax.data.sources import EmojiSource  # noqa: E402
-from lDM_jax.evaluation.commands.prompts import training_pictures  # noqa: E402
-from lDM_jax.evaluation.metrics.recognition import recognise  # noqa: E402
+from lDM_jax.evaluation.commands.prompts import training_images  # noqa: E402
+from lDM_jax.evaluation.metrics.recognition import recognize  # noqa: E402
 
 THERE = shutil.which("chromium") and shutil.which("chromedriver")
 pytestmark = [
@@ -146,10 +146,10 @@ def test_a_prompt_changed_midway_is_what_is_drawn(page):
         )
         page.click("resume")
         found.append(pixels(final(page)))
-    index = recognise(
+    index = recognize(
         np.stack(found),
         np.full(SEEDS, wanted),
-        references=training_pictures(source),
+        references=training_images(source),
         labels=source.labels,
     ).nearest
     right = (source.labels[index] == wanted).sum()

@@ -84,7 +84,7 @@ def test_conditions_are_drawn(tmp_path, capsys, task, panels):
 
 def test_labels_of_boxes_are_named():
     scenes = SceneSource(split="test")
-    assert data_report.class_name(scenes, 2, "layout") == "Flags"
+    assert data_report.class_name(scenes, 2, "categories") == "Flags"
     assert data_report.class_name(scenes, 2) == "2"  # images have no label
 
 
