@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lDM_jax.tasks.registry import TASKS
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lDM_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -150,6 +152,36 @@ def test_no_print_no_bare_except_no_global_state(path):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{path}:{node.lineno} bare except"
         assert not isinstance(node, ast.Global), f"{path}:{node.lineno} global"
+
+
+def test_functions_fit_on_a_screen():
+    for path in (*FILES, *(ROOT / "configs").glob("*.py"), *ROOT.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 60, f"{path}:{node.lineno} {node.name}: {lines} lines"
+
+
+def task_comparisons(source: str) -> list[int]:
+    """Lines in which something called a task is compared with a task's name."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and "task" in ast.unparse(node)
+        and any(
+            isinstance(part, ast.Constant) and part.value in TASKS
+            for part in ast.walk(node)
+        )
+    ]
+
+
+def test_a_task_is_a_value_whose_name_nobody_compares():
+    assert task_comparisons('x = config.task in ("text", "class")') == [1]
+    for path in (*FILES, ROOT / "train.py", ROOT / "sample.py"):
+        if PACKAGE / "tasks" not in path.parents:
+            lines = task_comparisons(path.read_text())
+            assert not lines, f"{path}:{lines} compares a task's name"
 
 
 def test_no_junk_drawers_and_files_fit_in_one_sitting():
