@@ -4,6 +4,7 @@
 compiles: `abstract_run` adds the shapes of what the stage is called with.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -119,9 +120,10 @@ def latent_shape(config: ConfigDict, codec: Codec) -> tuple[int, int, int]:
 
 
 def averages(config: ConfigDict) -> Averages:
-    """The averages of the parameters that config.train asks for."""
-    stds = config.train.ema_stds if config.stage == "diffusion" else ()
-    return Averages(config.train.ema_decay, config.train.ema_std, tuple(stds))
+    """The averages that config.train asks for: its "ema_decay" is their `decay`, ..."""
+    names = (field.name for field in dataclasses.fields(Averages))
+    known = {name: config.train.get(f"ema_{name}") for name in names}
+    return Averages(**{key: value for key, value in known.items() if value is not None})
 
 
 def optimizer(config: ConfigDict):
