@@ -174,11 +174,7 @@ def begin(folder: Path, request: dict) -> None:
 
 
 def write_part(
-    folder: Path,
-    number: int,
-    images: ImageSet,
-    extractor: Extractor,
-    indices: range,
+    folder: Path, number: int, images: ImageSet, extractor: Extractor, indices: range
 ) -> None:
     """Write features of these images, and last the file that marks them whole."""
     features: dict[str, list] = {}

@@ -22,11 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """FID and the like between two folders, batches or files of statistics."""
-    result = {
-        "metric": "compare",
-        "samples": args.samples,
-        "reference": args.reference,
-    }
+    result = {"metric": "compare", "samples": args.samples, "reference": args.reference}
     with options.work_folder(args) as work:
         for extractor in options.extractors(args):
             sides = []

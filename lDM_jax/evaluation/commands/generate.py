@@ -92,12 +92,7 @@ def drawn_and_measured(
     if not from_first(samples.exists()):
         with options.progress("drawing") as report:
             for count in bulk.generate(
-                pipe,
-                request,
-                args.num,
-                samples,
-                batch_size=args.batch,
-                prompts=prompts,
+                pipe, request, args.num, samples, batch_size=args.batch, prompts=prompts
             ):
                 report(count)
     result = {"metric": "generate", **identity, **provenance(pipe, name)}

@@ -58,11 +58,7 @@ def make_references(objects: list[np.ndarray]) -> np.ndarray:
 
 
 def accuracy(
-    images: np.ndarray,
-    layouts: list,
-    *,
-    references: np.ndarray,
-    labels: np.ndarray,
+    images: np.ndarray, layouts: list, *, references: np.ndarray, labels: np.ndarray
 ) -> float:
     """The share of objects whose nearest reference "m 24 24 3" has their label."""
     rows, expected = crop_objects(images, layouts)
