@@ -33,7 +33,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=8, help="images a pair")
     parser.add_argument("--bootstrap", type=int, default=1000, help="replicates")
     options.add_sampling(parser)
-    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
