@@ -146,10 +146,8 @@ def extract(
     folder = Path(folder)
     record = {**extractor.record(), **images.record}
     with together("making features"):
-        identity = {"identity": images.identity, "count": len(images)}
-        begin(folder, {**record, **identity})
-        starts = range(0, len(images), PART)
-        for number, start in enumerate(starts):
+        begin(folder, record | {"identity": images.identity, "count": len(images)})
+        for number, start in enumerate(range(0, len(images), PART)):
             if number % jax.process_count() != jax.process_index():
                 continue
             indices = range(start, min(start + PART, len(images)))

@@ -44,14 +44,8 @@ def compare_sides(
     paired: bool = False,
 ) -> dict:
     """The figures of one extractor as JSON; warnings go to stderr."""
-    report = measure(
-        samples,
-        reference,
-        extractor,
-        kinds=args.figures,
-        replicates=args.bootstrap,
-        paired=paired,
-    )
+    how = dict(kinds=args.figures, replicates=args.bootstrap, paired=paired)
+    report = measure(samples, reference, extractor, **how)
     for text in report.warnings if is_first() else ():
         sys.stderr.write(f"evaluate: warning: {text}\n")
     key = extractor.label or extractor.name

@@ -38,8 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Share of images that show each of two prompts on its side."""
     pipe = Pipeline.load(args.model)
-    side = pipe.config.data.size_px
-    source = sources.EmojiSource(split="train", size_px=side)
+    source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
     pairs, references = choose_pairs(args, source), training_images(source)
     sheets, hits, hits_alone = [], [], []
     for pair in pairs:
