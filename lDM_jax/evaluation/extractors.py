@@ -79,8 +79,11 @@ class Extractor:
 
     def record(self) -> dict:
         """What two sets of features must share to be compared."""
-        row = {"extractor": self.name, "weights_sha256": self.digest}
-        return row | {"resize": self.resize}
+        return {
+            "extractor": self.name,
+            "weights_sha256": self.digest,
+            "resize": self.resize,
+        }
 
     @property
     def batch_images(self) -> int:

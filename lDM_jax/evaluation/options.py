@@ -118,12 +118,7 @@ def progress(title: str) -> Iterator[Callable[[int], None]]:
 
 
 def side(
-    images: ImageSet | str,
-    extractor: Extractor,
-    work: Path,
-    key: str,
-    *,
-    title: str = "",
+    images: ImageSet | str, extractor: Extractor, work: Path, key: str, title: str = ""
 ) -> Side:
     """A side, a set or a path, with its features in WORK/KEY-... and a bar meanwhile.
 

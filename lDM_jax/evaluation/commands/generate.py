@@ -165,7 +165,7 @@ def clip_score(
     cosines = (pictures * theirs).sum(axis=1, dtype=np.float64)
     counts = bootstrap.counts(bank.count, args.bootstrap)
     figure = bootstrap.mean_figure(100 * np.maximum(cosines, 0), counts)
-    return figures.Report({"clip_score": figure}, {}, []).as_json()
+    return figures.Report({"clip_score": figure}).as_json()
 
 
 def provenance(pipe: Pipeline, name: str) -> dict:

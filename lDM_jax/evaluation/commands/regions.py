@@ -129,4 +129,4 @@ def shares(left: np.ndarray, right: np.ndarray, replicates: int) -> dict:
     for name, hit in (("left", left), ("right", right), ("both", left & right)):
         figure = bootstrap.mean_figure(hit.mean(axis=1), counts)
         figures[f"accuracy_{name}"] = bootstrap.Figure(*np.clip(figure, 0, 1).tolist())
-    return Report(figures, {}, []).as_json()
+    return Report(figures).as_json()

@@ -236,9 +236,8 @@ def distance_to_training(pipe: Pipeline, args) -> tuple[dict, list]:
     held = training_images(EmojiSource(split=args.split, **size))
     x_hat = draw(pipe, [{}] * args.num, args)
     near, near_held = (references[nearest(x, references)] for x in (x_hat, held))
-    figures = {"rms_nearest": rms(x_hat, near)}
-    figures |= {"rms_nearest_held_out": rms(held, near_held)}
-    return figures, [x_hat, near]
+    samples, real = rms(x_hat, near), rms(held, near_held)
+    return {"rms_nearest": samples, "rms_nearest_held_out": real}, [x_hat, near]
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
