@@ -79,10 +79,7 @@ class Report:
         for name, figure in self.figures.items():
             row[name] = round_figure(figure.value)
             if np.isfinite(figure.low):
-                row[f"{name}_95"] = [
-                    round_figure(figure.low),
-                    round_figure(figure.high),
-                ]
+                row[f"{name}_95"] = [round_figure(end) for end in figure[1:]]
         return row | {name: round_figure(value) for name, value in self.extra.items()}
 
 

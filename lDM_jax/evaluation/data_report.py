@@ -109,8 +109,7 @@ def draw_panel(example: dict, source) -> np.ndarray:
     if "segmentation" in example:
         parts.append(scale(color(example["segmentation"]), method="nearest"))
     if "low_res" in example:
-        small = image.to_uint8(example["low_res"])
-        parts.append(scale(small, method="nearest"))
+        parts.append(scale(image.to_uint8(example["low_res"]), method="nearest"))
     panel = np.concatenate(parts, axis=1)
     words = [example["caption"]] if example.get("caption") else []
     if "label" in example:
@@ -129,8 +128,7 @@ def scale(pixels: np.ndarray, *, method: str = "bicubic") -> np.ndarray:
 def draw_box(pixels: np.ndarray, box, rgb: np.ndarray) -> np.ndarray:
     """The image with a frame of two pixels inside the box (fractions)."""
     left, top, width, height = (round(value * (PANEL_PX - 1)) for value in box)
-    right, bottom = left + width, top + height
-    pixels = pixels.copy()
+    right, bottom, pixels = left + width, top + height, pixels.copy()
     for rows, columns in (
         (slice(top, top + 2), slice(left, right + 1)),
         (slice(max(bottom - 1, 0), bottom + 1), slice(left, right + 1)),

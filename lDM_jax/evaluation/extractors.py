@@ -19,8 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +50,7 @@ DINOV2_URL = (
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 )
 # Mean and deviation of the colors that CLIP was trained with, in [0, 1].
-CLIP_COLORS = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)
+CLIP_COLORS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_COLORS = (vgg16.MEAN, vgg16.DEVIATION)
 TEXTS = 32  # in a batch of the text tower
 ADVICE = "give another file by --weights, or compare runs with --extractor=emoji"
@@ -98,10 +94,8 @@ class Extractor:
     def _on_devices(self):
         """(mesh's batch sharding, variables on every local device)."""
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        replicated = NamedSharding(mesh, P())
-        return NamedSharding(mesh, P("data")), jax.device_put(
-            self.variables, replicated
-        )
+        variables = jax.device_put(self.variables, NamedSharding(mesh, P()))
+        return NamedSharding(mesh, P("data")), variables
 
     @functools.cached_property
     def _programs(self):
@@ -158,6 +152,14 @@ def file_digest(path: str | os.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def translate_file(refusal: str, tensors: Mapping, names: Mapping, **options) -> dict:
+    """`name_maps.from_original`, whose UserError begins with the refusal."""
+    try:
+        return name_maps.from_original(tensors, names, **options)
+    except UserError as error:
+        raise UserError(f"{refusal}: {error}") from None
 
 
 def load_emoji(path: str = "") -> Extractor:
@@ -217,10 +219,7 @@ def read_inception(path: str | os.PathLike) -> dict:
         foreign = name_maps.to_layout(np.broadcast_to(np.False_, shape), layout).shape
         name = ".".join([*parameter[:-1], parameter[-1].replace("kernel", "weight")])
         names[name] = name_maps.Entry(parameter, layout, foreign, shape)
-    try:
-        return name_maps.from_original(tensors, names)
-    except UserError as error:
-        raise UserError(f"{path} is not the InceptionV3 of FID: {error}") from None
+    return translate_file(f"{path} is not the InceptionV3 of FID", tensors, names)
 
 
 def load_vgg(path: str = "") -> Extractor:
@@ -236,12 +235,8 @@ def load_vgg(path: str = "") -> Extractor:
         return modules[0].replace("_", "."), "linear"
 
     names = name_maps.make_names(network, (x,), translate)
-    try:
-        variables = name_maps.from_original(
-            torch_file.read(path), names, ignored=("classifier.6.",)
-        )
-    except UserError as error:
-        raise UserError(f"{path} is not torchvision's VGG16: {error}") from None
+    stored, what = torch_file.read(path), f"{path} is not torchvision's VGG16"
+    variables = translate_file(what, stored, names, ignored=("classifier.6.",))
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
         return network.apply(variables, normalize(x, IMAGENET_COLORS))
@@ -262,10 +257,8 @@ def load_dinov2(path: str = "") -> Extractor:
     renamed = {"cls_token": "class_token", "pos_embed": "positions"}
     for name in stored:
         if name in renamed:
-            array = stored[name]
-            tensors[f"{renamed[name]}.weight"] = array.reshape(
-                array.shape[1:]
-            ).squeeze()
+            array, target = stored[name], f"{renamed[name]}.weight"
+            tensors[target] = array.reshape(array.shape[1:]).squeeze()
         elif name != "mask_token":
             tensors[name.replace(".gamma", ".weight")] = stored[name]
     parts = {"qkv": "attn.qkv", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
@@ -297,15 +290,12 @@ def load_clip(path: str = "") -> Extractor:
     if f"{embeddings}.class_embedding" in tensors:
         token = tensors.pop(f"{embeddings}.class_embedding")
         tensors[f"{embeddings}.class_embedding.weight"] = token
-    patches, positions = (
-        f"{embeddings}.{n}_embedding.weight" for n in ("patch", "position")
-    )
+    patches = f"{embeddings}.patch_embedding.weight"
+    positions = f"{embeddings}.position_embedding.weight"
     layers = "vision_model.encoder.layers."
     width, depth, heads = read_sizes(path, tensors, layers, patches)
-    grid, patch = (
-        round((len(tensors[positions]) - 1) ** 0.5),
-        tensors[patches].shape[-1],
-    )
+    grid = round((len(tensors[positions]) - 1) ** 0.5)
+    patch = tensors[patches].shape[-1]
     network = vit.ViT(
         width,
         depth,
@@ -344,23 +334,15 @@ def text_tower(path: str, stored: dict) -> Callable[[Sequence[str]], np.ndarray]
     tokens = "text_model.embeddings.token_embedding.weight"
     layers = "text_model.encoder.layers."
     width, depth, heads = read_sizes(path, stored, layers, tokens, axis=1)
-    vocabulary, length = len(stored[tokens]), ClipTokenizer().max_length
-    network = ClipText(
-        width,
-        depth,
-        heads,
-        projection=len(stored["text_projection.weight"]),
-        vocab_size=vocabulary,
-    )
+    projection, vocabulary = len(stored["text_projection.weight"]), len(stored[tokens])
+    sizes = dict(projection=projection, vocab_size=vocabulary)
+    network = ClipText(width, depth, heads, **sizes)
     ignored = ("vision_model.", "visual_projection", "logit_scale")
     tensors = {name: stored[name] for name in stored if not name.startswith(ignored)}
     tensors.pop("text_model.embeddings.position_ids", None)
     names = names_text.clip_names(network)
-    try:
-        variables = name_maps.from_original(tensors, names)
-    except UserError as error:
-        raise UserError(f"{path} has no text tower of CLIP: {error}") from None
-    tokenizer = ClipTokenizer(max_length=length)
+    variables = translate_file(f"{path} has no text tower of CLIP", tensors, names)
+    tokenizer = ClipTokenizer()
     pooled = jax.jit(lambda v, t: network.apply(v, t, method="pooled"))
 
     def embed(texts: Sequence[str]) -> np.ndarray:
@@ -403,10 +385,7 @@ def make_vit(
     names = name_maps.make_names(network, (x,), translate)
     if name == "clip":
         names = name_maps.split_qkv(names, "{}_proj", lambda width: 1)
-    try:
-        variables = name_maps.from_original(tensors, names)
-    except UserError as error:
-        raise UserError(f"{path} is not {name}: {error}") from None
+    variables = translate_file(f"{path} is not {name}", tensors, names)
     colors = CLIP_COLORS if name == "clip" else IMAGENET_COLORS
 
     def apply(variables: dict, x: Array) -> dict[str, Array]:
@@ -433,9 +412,9 @@ EXTRACTORS: dict[str, Callable[[str], Extractor]] = {
 def load_extractor(name: str, path: str = "") -> Extractor:
     """The extractor of that name, its weights from `path`, else cache or download."""
     if name not in EXTRACTORS:
-        raise UserError(
-            f"extractor {name!r} is unknown; valid: {', '.join(EXTRACTORS)}"
-        )
-    if path and not Path(path).expanduser().is_file():
+        valid = ", ".join(EXTRACTORS)
+        raise UserError(f"extractor {name!r} is unknown; valid: {valid}")
+    file = os.path.expanduser(path)
+    if path and not os.path.isfile(file):
         raise UserError(f"no weights of {name} at {path}")
-    return EXTRACTORS[name](str(Path(path).expanduser()) if path else "")
+    return EXTRACTORS[name](file)

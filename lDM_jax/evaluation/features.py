@@ -43,8 +43,7 @@ class Bank:
             raise UserError(f"{folder} holds {len(self.digests)} of {count} images")
         sizes = sorted({tuple(size) for info in infos for size in info["sizes"]})
         text = np.sort(self.digests).astype("<u8").tobytes()
-        self.record = {
-            **record,
+        self.record = record | {
             "count": count,
             "sizes_px": [list(size) for size in sizes[:8]],
             "fingerprint": hashlib.sha256(text).hexdigest(),
@@ -78,8 +77,7 @@ class Bank:
 
     def rows(self, indices: np.ndarray, key: str = "pool") -> np.ndarray:
         """f32 "m d" of the images at these positions of `order`."""
-        positions = self.order[indices]
-        rows = None
+        positions, rows = self.order[indices], None
         for number in np.unique(positions // PART):
             part = np.load(self.folder / f"{number:06d}.{key}.npy", mmap_mode="r")
             mask = positions // PART == number
@@ -146,10 +144,8 @@ def extract(
     folder = Path(folder)
     record = {**extractor.record(), **images.record}
     with together("making features"):
-        identity = {"identity": images.identity, "count": len(images)}
-        begin(folder, {**record, **identity})
-        starts = range(0, len(images), PART)
-        for number, start in enumerate(starts):
+        begin(folder, record | {"identity": images.identity, "count": len(images)})
+        for number, start in enumerate(range(0, len(images), PART)):
             if number % jax.process_count() != jax.process_index():
                 continue
             indices = range(start, min(start + PART, len(images)))
@@ -174,11 +170,7 @@ def begin(folder: Path, request: dict) -> None:
 
 
 def write_part(
-    folder: Path,
-    number: int,
-    images: ImageSet,
-    extractor: Extractor,
-    indices: range,
+    folder: Path, number: int, images: ImageSet, extractor: Extractor, indices: range
 ) -> None:
     """Write features of these images, and last the file that marks them whole."""
     features: dict[str, list] = {}

@@ -53,12 +53,8 @@ class Folder:
         )
         if not self._files:
             raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        facts = []
-        for file in self._files:
-            known = file.stat()
-            facts.append(
-                [str(file.relative_to(root)), known.st_size, known.st_mtime_ns]
-            )
+        stats = [(file.relative_to(root), file.stat()) for file in self._files]
+        facts = [[str(name), stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         lossy = sum(file.suffix.lower() in LOSSY_SUFFIXES for file in self._files)
         self.record = {"pictures": "folder", "lossy_files": lossy}
@@ -85,22 +81,21 @@ class Batch:
     Pieces should be asked for in rising order: a compressed file is read through.
     """
 
-    def __init__(self, path: str | Path, member: str = "arr_0"):
-        self.name = str(path)
-        self._path, self._member = Path(path), f"{member}.npy"
-        with zipfile.ZipFile(path) as npz, npz.open(self._member) as stream:
+    def __init__(self, path: str | Path):
+        self.name, self._path = str(path), Path(path)
+        with zipfile.ZipFile(path) as npz, npz.open("arr_0.npy") as stream:
             shape, fortran, dtype = read_header(stream)
             self._start = stream.tell()
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
             raise UserError(
-                f"{path}: {member} is {dtype} {shape}; give uint8 (n, height, width, "
+                f"{path}: arr_0 is {dtype} {shape}; give uint8 (n, height, width, "
                 "3), values 0 to 255: floating-point pictures are rounded first, as "
                 "they would be in a file"
             )
         if shape[0] < 1:
-            raise UserError(f"{path}: {member} has no pictures")
+            raise UserError(f"{path}: arr_0 has no pictures")
         self._shape, known = shape, self._path.stat()
-        facts = f"{self._path.name} {known.st_size} {known.st_mtime_ns} {member}"
+        facts = f"{self._path.name} {known.st_size} {known.st_mtime_ns} arr_0"
         self.identity = hashlib.sha256(facts.encode()).hexdigest()
         self.record = {"pictures": "npz"}
 
@@ -109,16 +104,14 @@ class Batch:
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """The pictures; UserError for a file that ends too early."""
-        size = int(np.prod(self._shape[1:]))
-        pictures = []
+        shape, pictures = self._shape[1:], []
+        size = int(np.prod(shape))
         try:
-            with zipfile.ZipFile(self._path) as npz, npz.open(self._member) as stream:
+            with zipfile.ZipFile(self._path) as npz, npz.open("arr_0.npy") as stream:
                 for index in indices:
                     stream.seek(self._start + index * size)
-                    data = stream.read(size)
-                    pictures.append(
-                        np.frombuffer(data, np.uint8).reshape(self._shape[1:])
-                    )
+                    data = np.frombuffer(stream.read(size), np.uint8)
+                    pictures.append(data.reshape(shape))
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise UserError(f"{self.name} is damaged: {error}") from None
         return pictures

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,17 +11,19 @@ import numpy as np
 from tqdm import tqdm
 
 from lDM_jax.core import image
-from lDM_jax.core.distributed import is_first
 from lDM_jax.core.errors import UserError
 from lDM_jax.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
-from lDM_jax.evaluation.figures import METRICS, Report
+from lDM_jax.evaluation.figures import METRICS
+from lDM_jax.evaluation.image_sets import ImageSet
+from lDM_jax.evaluation.sides import Side, open_side, side_of_images
 
 INCEPTION = "inception"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model, required."""
+    """--model, required, and --out, a directory for images to look at."""
     parser.add_argument("--model", required=True, help="shipped name or directory")
+    parser.add_argument("--out", help="directory for a sheet of images")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +40,6 @@ def sampling(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
-def add_sheet(parser: argparse.ArgumentParser) -> None:
-    """--out, a directory for images to look at."""
-    parser.add_argument("--out", help="directory for a sheet of images")
-
-
 def write_sheet(
     args: argparse.Namespace, name: str, images: np.ndarray, columns: int
 ) -> None:
@@ -55,7 +51,7 @@ def write_sheet(
 
 
 def add_extractors(parser: argparse.ArgumentParser, *, default: str) -> None:
-    """--extractor, --weights."""
+    """--extractor, --weights, --work."""
     parser.add_argument(
         "--extractor",
         action="append",
@@ -69,26 +65,21 @@ def add_extractors(parser: argparse.ArgumentParser, *, default: str) -> None:
         metavar="NAME=FILE",
         help="an extractor's weights; else the cache or a download",
     )
+    parser.add_argument(
+        "--work",
+        help="folder that keeps features: a stopped run continues from it, and hosts "
+        "share it (default: a temporary one)",
+    )
     parser.set_defaults(default_extractor=default)
 
 
 def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """--figures, --bootstrap, --work."""
+    """--figures, --bootstrap."""
     parser.add_argument(
         "--figures", nargs="+", choices=tuple(METRICS), help="default: all"
     )
     parser.add_argument(
         "--bootstrap", type=int, default=20, help="replicates of the intervals"
-    )
-    add_work(parser)
-
-
-def add_work(parser: argparse.ArgumentParser) -> None:
-    """--work."""
-    parser.add_argument(
-        "--work",
-        help="folder that keeps features: a stopped run continues from it, and hosts "
-        "share it (default: a temporary one)",
     )
 
 
@@ -126,9 +117,14 @@ def progress(title: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(count) and None
 
 
-def warn(report: Report) -> None:
-    """Print the warnings, one a line, on one host."""
-    if not is_first():
-        return
-    for text in report.warnings:
-        sys.stderr.write(f"evaluate: warning: {text}\n")
+def side(
+    images: ImageSet | str, extractor: Extractor, work: Path, key: str, title: str = ""
+) -> Side:
+    """A side, a set or a path, with its features in WORK/KEY-... and a bar meanwhile.
+
+    title: of the bar, else the key.
+    """
+    folder = work / f"{key}-{extractor.name}-{extractor.resize}"
+    make = open_side if isinstance(images, str) else side_of_images
+    with progress(f"{extractor.name} {title or key}") as report:
+        return make(images, extractor, folder, report=report)

@@ -80,9 +80,8 @@ def array_names(path: Path) -> set[str]:
     """Names of the arrays of an npz file. UserError for another file."""
     try:
         with zipfile.ZipFile(path) as npz:
-            return {
-                n.removesuffix(".npy") for n in npz.namelist() if n.endswith(".npy")
-            }
+            files = npz.namelist()
+        return {n.removesuffix(".npy") for n in files if n.endswith(".npy")}
     except zipfile.BadZipFile:
         raise UserError(
             f"{path} is no npz file. Pickles (.pkl, .pt) are not read: they run code; "
@@ -120,18 +119,15 @@ def side_of_statistics(
         if "mu_s" in names:
             spatial = gaussian(path, npz, "mu_s", "sigma_s", count, None)
         features = np.asarray(npz["features"]) if "features" in names else None
-    warnings = []
-    if not record:
-        warnings.append(
-            f"{path} does not say how it was prepared: features of another network or "
-            f"resize than {extractor.name} ({extractor.resize}) would go unnoticed"
-        )
-    bank = None
+    warning = (
+        f"{path} does not say how it was prepared: features of another network or "
+        f"resize than {extractor.name} ({extractor.resize}) would go unnoticed"
+    )
+    warnings, bank = [] if record else [warning], None
     if features is not None and record:
         bank = ArrayBank(features, record)
     elif "arr_0" in names:
-        batch = Batch(path)
-        bank = extract(batch, extractor, work, report=report)
+        bank = extract(Batch(path), extractor, work, report=report)
         record.setdefault("sizes_px", bank.record["sizes_px"])
         record = {**({} if record.get("extractor") else extractor.record()), **record}
     return Side(str(path), pool, spatial, bank, record, warnings)
@@ -175,10 +171,8 @@ def check_same(a: Side, b: Side) -> None:
             + (json.dumps(side.record, sort_keys=True) if side.record else "no record")
             for side in (a, b)
         )
-        raise UserError(
-            f"these were prepared differently ({', '.join(differ)}) and do not "
-            f"compare: {records}"
-        )
+        what = f"these were prepared differently ({', '.join(differ)})"
+        raise UserError(f"{what} and do not compare: {records}")
 
 
 def save(path: str | Path, side: Side, images: ImageSet) -> None:
@@ -192,10 +186,10 @@ def save(path: str | Path, side: Side, images: ImageSet) -> None:
         rng = np.random.default_rng(0)
         indices = np.sort(rng.choice(count, KEPT_IMAGES, replace=False))
     subset = Part(images, indices)
-    if len(side.record["sizes_px"]) > 1:
+    extents = len(side.record["sizes_px"])
+    if extents > 1:
         raise UserError(
-            f"{side.name} has images of {len(side.record['sizes_px'])} extents; a "
-            "reference has one"
+            f"{side.name} has images of {extents} extents; a reference has one"
         )
     position = np.argsort(side.bank.order)
     arrays = {

@@ -34,8 +34,7 @@ def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
     UserError for a task that does not draw from noise alone, and where the extractor's
     weights are not at hand: before the first step.
     """
-    config = experiment.config
-    train = config.train
+    config, train = experiment.config, experiment.config.train
     if not train.get("fd_every_steps"):  # of second stages only
         return None
     if not task_of(config).draws_from:
@@ -62,23 +61,17 @@ def judge_of(experiment: Any, workdir: str | Path) -> Callable | None:
         if not pipes:  # so that the trajectory compiles once
             pipes.append(Pipeline(config, model, params, experiment.frozen))
         pipes[0].trained.params = params
-        out = work / f"step_{step}"
-        name = str(workdir)
+        out, name = work / f"step_{step}", str(workdir)
         result = generate.drawn_and_measured(args, pipes[0], name, out, extractors)
         pipes[0].trained.params = {}  # the devices' memory is for training
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("tracking")
         if is_first():
             shutil.rmtree(out)
-        return distances(result)
+        return {  # without the intervals
+            name: float(value)
+            for name, value in result.items()
+            if name.split("_")[0] in ("fid", "fd") and not name.endswith("_95")
+        }
 
     return judge
-
-
-def distances(result: dict) -> dict[str, float]:
-    """The Frechet distances among the figures, without their intervals."""
-    return {
-        name: float(value)
-        for name, value in result.items()
-        if name.split("_")[0] in ("fid", "fd") and not name.endswith("_95")
-    }

@@ -58,6 +58,16 @@ def make_main(
     return main
 
 
+def parse_share(flag: str, text: str) -> tuple[int, int]:
+    """ "0/4" -> (0, 4). UserError, which names the flag, for anything else."""
+    index, _, count = text.partition("/")
+    if index.isdigit() and count.isdigit() and int(index) < int(count):
+        return int(index), int(count)
+    raise UserError(
+        f"{flag} {text}: give INDEX/COUNT with 0 <= INDEX < COUNT, such as 0/4"
+    )
+
+
 def log_to_stdout() -> None:
     """Show what the package logs, as plain lines; nothing of absl's."""
     logging.basicConfig(

@@ -49,10 +49,11 @@ from lDM_jax.core.sharding import (
     sharding_table,
     state_sharding,
 )
-from lDM_jax.core.startup import show_help
+from lDM_jax.core.startup import error_line, show_help
 from lDM_jax.from_config import datasets
 from lDM_jax.from_config.abstract import random_key
 from lDM_jax.models import cpu_kernels
+from lDM_jax.tools import log_to_stdout
 from lDM_jax.training import flops as flop_counts
 from lDM_jax.training.build import AbstractRun, abstract_run
 from lDM_jax.training.settings import loop_settings
@@ -60,13 +61,7 @@ from lDM_jax.training.update_guard import Guard, jit_update
 
 log = logging.getLogger(__name__)
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "reduce-scatter",
-)
+COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 DTYPE_BITS = {"pred": 8, "bf16": 16, "f16": 16}
 
 
@@ -75,39 +70,30 @@ def placed(tree: Any, shardings: Any) -> Any:
     if not isinstance(shardings, type(tree)):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=where
-        ),
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         tree,
         shardings,
     )
 
 
-def batch_of(row: dict, rows: int, mesh: Mesh) -> dict:
-    """The abstract batch of `rows` such rows, split over the mesh."""
-    where = batch_sharding(mesh)
+def batch_of(row: dict, rows: int, mesh: Mesh | None = None) -> dict:
+    """The abstract batch of `rows` such rows, split over the mesh if there is one."""
+    where = None if mesh is None else batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=where)
         for name, leaf in row.items()
     }
 
 
-def work_of(what: AbstractRun, name: str, rows: int) -> int:
-    """FLOPs of a program over all chips, counted on its jaxpr."""
-    batch = {
-        key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
-        for key, leaf in what.batch.items()
-    }
-    key, state = random_key(), what.state
+def count_work(what: AbstractRun, name: str, rows: int, devices: Sequence[Any]) -> str:
+    """FLOPs of a program's jaxpr for one chip, and the least time that they take it."""
+    batch, key, stage = batch_of(what.batch, rows), random_key(), what.stage
     if name == "training step":
-        return flop_counts.count(what.stage.step, state, what.frozen, batch, key)
-    keys = jax.eval_shape(lambda key: jax.random.split(key, rows), key)
-    return flop_counts.count(what.stage.sample, state.ema, what.frozen, batch, keys)
-
-
-def counted(what: AbstractRun, name: str, rows: int, devices: Sequence[Any]) -> str:
-    """Our count of a program for one chip, and the least time that takes it."""
-    work, peak = work_of(what, name, rows), flop_counts.peak_of(devices)
+        work = flop_counts.count(stage.step, what.state, what.frozen, batch, key)
+    else:
+        keys = jax.eval_shape(lambda key: jax.random.split(key, rows), key)
+        work = flop_counts.count(stage.sample, what.state.ema, what.frozen, batch, keys)
+    peak = flop_counts.peak_of(devices)
     line = f"  counted a chip and call: {work / len(devices) / 1e12:.4g} TFLOP"
     return f"{line}, {1e3 * work / peak:.4g} ms at the bf16 peak" if peak else line
 
@@ -121,14 +107,11 @@ def compile_training(
 ):
     """The compiled update of the loop for a global batch of `rows`."""
     check_batch_size(mesh, rows, config.train.accumulate_steps)
-    root = jax.random.key(0)
-    state = what.state
-    shardings = state_sharding(mesh, state)
-    limits = loop_settings(config).limits
+    root, limits = jax.random.key(0), loop_settings(config).limits
+    shardings, whole = state_sharding(mesh, what.state), replicated(mesh)
     update = jit_update(what.stage, mesh, shardings, root=root, limits=limits)
-    whole = replicated(mesh)
     return update.lower(
-        placed(state, shardings),
+        placed(what.state, shardings),
         placed(jax.eval_shape(Guard.start), whole),
         placed(what.frozen, whole),
         batch_of(what.batch, rows, mesh),
@@ -139,16 +122,15 @@ def compile_sampler(
     what: AbstractRun, mesh: Mesh, rows: int, options: dict[str, str] | None = None
 ):
     """The compiled sampler, rows over the chips, parameters as in training."""
-    state = what.state
-    params = placed(state.ema, state_sharding(mesh, state).ema)
     where = batch_sharding(mesh)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
-    frozen = placed(what.frozen, replicated(mesh))
-    batch = batch_of(what.batch, rows, mesh)
     sampler = jax.jit(what.stage.sample, out_shardings=where)
-    lowered = sampler.lower(params, frozen, batch, keys)
-    return lowered.compile(compiler_options=options or None)
+    return sampler.lower(
+        placed(what.state.ema, state_sharding(mesh, what.state).ema),
+        placed(what.frozen, replicated(mesh)),
+        batch_of(what.batch, rows, mesh),
+        placed(keys, where),
+    ).compile(compiler_options=options or None)
 
 
 def report(compiled: Any) -> list[str]:
@@ -156,24 +138,22 @@ def report(compiled: Any) -> list[str]:
     memory = compiled.memory_analysis()
     arguments = memory.argument_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporary, code = (
-        memory.temp_size_in_bytes,
-        memory.generated_code_size_in_bytes,
-    )
+    temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
     total = arguments + fresh + temporary + code
     lines = [
         f"  memory a chip {gib(total)}: arguments {gib(arguments)}, new outputs "
         f"{gib(fresh)}, temporary {gib(temporary)}, code {gib(code)}"
     ]
     cost = compiled.cost_analysis() or {}
-    estimates = []
-    for key, name, unit, scale in (
-        ("flops", "FLOPs", "T", 1e12),
-        ("bytes accessed", "bytes moved", "GB", 1e9),
-        ("optimal_seconds", "optimal", "ms", 1e-3),
-    ):
-        if cost.get(key, 0) > 0:
-            estimates.append(f"{name} {cost[key] / scale:.4g} {unit}")
+    estimates = [
+        f"{name} {cost[key] / scale:.4g} {unit}"
+        for key, name, unit, scale in (
+            ("flops", "FLOPs", "T", 1e12),
+            ("bytes accessed", "bytes moved", "GB", 1e9),
+            ("optimal_seconds", "optimal", "ms", 1e-3),
+        )
+        if cost.get(key, 0) > 0
+    ]
     lines.append(f"  a chip and call: {', '.join(estimates) or 'no estimate'}")
     kinds = collectives(compiled.as_text())
     for kind, (count, size) in kinds.items():
@@ -189,8 +169,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     The result of an asynchronous start is a tuple (operands, results, ...): its largest
     member stands for it.
     """
-    kinds = "|".join(COLLECTIVES)
-    pattern = re.compile(rf"= (.+?) ({kinds})(-start)?\(")
+    pattern = re.compile(rf"= (.+?) ({COLLECTIVES})(-start)?\(")
     totals: dict[str, tuple[int, int]] = {}
     for line in text.splitlines():
         match = pattern.search(line)
@@ -208,8 +187,7 @@ SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 def shape_bytes(dtype: str, sides: str) -> int:
     """Bytes of "f32", "8,128"; of other words, such as those of a layout, 0."""
-    digits = re.sub(r"\D", "", dtype)
-    bits = DTYPE_BITS.get(dtype, int(digits or 0))
+    bits = DTYPE_BITS.get(dtype, int(re.sub(r"\D", "", dtype) or 0))
     return int(np.prod([int(side) for side in sides.split(",") if side])) * bits // 8
 
 
@@ -261,8 +239,7 @@ def run(
     mesh = make_mesh(**config.mesh, devices=devices)
     what = abstract_run(datasets.resolve(config))
     log.info("%s: %d x %s", topology, len(devices), devices[0].device_kind)
-    state = what.state
-    log.info("%s", "\n".join(sharding_table(mesh, state)))
+    log.info("%s", "\n".join(sharding_table(mesh, what.state)))
     programs = {
         "training step": lambda n: compile_training(config, what, mesh, n, options)
     }
@@ -283,7 +260,7 @@ def run(
                 break
             spent = time.perf_counter() - begin
             log.info("%s, batch %d (compiled in %.0f s)", name, rows, spent)
-            lines.insert(2, counted(what, name, rows, devices))
+            lines.insert(2, count_work(what, name, rows, devices))
             log.info("%s", "\n".join(lines))
 
 
@@ -297,10 +274,7 @@ def main(argv: Sequence[str]) -> int:
     )
     flags.DEFINE_float("effort", 0.0, "-1 (quick) to 1 (thorough).", flag_values=values)
     flags.DEFINE_list("xla", [], "NAME=VALUE of the compiler.", flag_values=values)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True
-    )
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    log_to_stdout()
     show_help(argv, __doc__, values)
     try:
         values(list(argv))
@@ -311,13 +285,10 @@ def main(argv: Sequence[str]) -> int:
         if config is None:
             raise UserError("--config is required, e.g. --config=configs/emoji.py")
         batches = [int(rows) for rows in values.batch] or [config.train.batch_size]
-        with (
-            cpu_kernels.plain()
-        ):  # what this machine does better is not what a TPU does
+        with cpu_kernels.plain():  # a TPU does not do what this machine does better
             run(config, values.topology, batches, values.program, options)
     except (flags.Error, UserError, ValueError, KeyError, AttributeError) as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"compile_report: error: {line}\n")
+        sys.stderr.write(error_line("compile_report", error))
         return 2
     return 0
 

@@ -50,22 +50,18 @@ def read_original(checkpoint: str, config: str, **options) -> Converted:
         raise UserError(f"{config} has no model.target and model.params") from None
     if not isinstance(params, Mapping):
         raise UserError(f"{config}: model.params should be a table of values")
-    state_dict = torch_file.read(checkpoint)
-    return from_original.read(target, params, state_dict, **options)
+    return from_original.read(target, params, torch_file.read(checkpoint), **options)
 
 
-def write_original(model: str, out: str) -> list[str]:
-    """A model of ours as a checkpoint of the original program; the report's lines."""
-    original = to_original.export(model)
-    text = yaml.safe_dump({"model": original.model}, sort_keys=False)
-    files = {"model.safetensors": original.tensors, "config.yaml": text}
-    to_diffusers.write(files, out)
-    return [*original.report, f"wrote {out}"]
-
-
-def write_diffusers(model: str, out: str) -> list[str]:
-    """A model of ours as diffusers' directories; the report's lines."""
-    files, report = to_diffusers.export(model)
+def write_theirs(program: str, model: str, out: str) -> list[str]:
+    """A model of ours as another program stores it; the report's lines."""
+    if program == "diffusers":
+        files, report = to_diffusers.export(model)
+    else:
+        original = to_original.export(model)
+        text = yaml.safe_dump({"model": original.model}, sort_keys=False)
+        files = {"model.safetensors": original.tensors, "config.yaml": text}
+        report = original.report
     to_diffusers.write(files, out)
     return [*report, f"wrote {out}"]
 
@@ -130,9 +126,9 @@ def run(args: argparse.Namespace) -> str:
     if args.target:
         if not args.model:
             raise UserError("--to needs --model")
-        converted.check_free(args.target[1])
-        write = write_diffusers if args.target[0] == "diffusers" else write_original
-        return "\n".join(write(args.model, args.target[1]))
+        program, out = args.target
+        converted.check_free(out)
+        return "\n".join(write_theirs(program, args.model, out))
     if not args.out:
         raise UserError("give --out, the directory to write")
     if args.checkpoint and not args.config:

@@ -33,9 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """Convert the tars that are not converted yet; totals over all tars."""
-    missing = [tar for tar in args.tars if not tar.is_file()]
-    if missing:
-        raise UserError(f"no file {missing[0]}")
+    for tar in args.tars:
+        if not tar.is_file():
+            raise UserError(f"no file {tar}")
     args.out.mkdir(parents=True, exist_ok=True)
     total = {"records": 0, "left_out": 0, "tars": len(args.tars), "kept": 0}
     for number, tar in enumerate(tqdm(sorted(args.tars), unit="tar", disable=None)):

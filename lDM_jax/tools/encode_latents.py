@@ -26,20 +26,7 @@ from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents_cache import DTYPES, write_plan
 from lDM_jax.from_config import datasets, encode_latents, networks
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.tools import log_to_stdout, make_main
-
-
-def parse_process(text: str | None) -> tuple[int, int]:
-    """ "2/4" -> (2, 4); None asks JAX. UserError for other texts."""
-    if text is None:
-        return jax.process_index(), jax.process_count()
-    try:
-        index, count = map(int, text.split("/"))
-    except ValueError:
-        index, count = -1, 0
-    if not 0 <= index < count:
-        raise UserError(f"--process {text}: give INDEX/COUNT, such as 0/4")
-    return index, count
+from lDM_jax.tools import log_to_stdout, make_main, parse_share
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,14 +46,13 @@ def run(args: argparse.Namespace) -> None:
     options = dict(dtype=args.dtype, shard_size=args.shard_size, draws=draws)
     frozen = networks.frozen(config, params)
     (tower,) = networks.towers(config) if args.embeddings else (None,)
-    plan = encode_latents.plan(
-        config, frozen, splits, embeddings=args.embeddings, **options
-    )
+    options |= dict(embeddings=args.embeddings)
+    plan = encode_latents.plan(config, frozen, splits, **options)
     write_plan(out, plan)
-    process, max_share = (
-        parse_process(args.process),
-        config.data.get("max_bad_share", 1.0),
-    )
+    process = jax.process_index(), jax.process_count()
+    if args.process is not None:
+        process = parse_share("--process", args.process)
+    max_share = config.data.get("max_bad_share", 1.0)
     for name, source in splits.items():
         tail = f".{process[0]}" if process[0] else ""
         bad_file = out / name / f"bad_examples{tail}.jsonl"

@@ -43,20 +43,15 @@ def export(
 def measure(config: ConfigDict, params: dict, *, per_channel: bool = False) -> dict:
     """{"latent_scale", "latent_rgb"} over the first images of the training split."""
     codec = Codec(networks.autoencoder(config.autoencoder))
-    images = first_images(config, experiment.SCALE_SAMPLE_IMAGES)
+    source = First(experiment.source(config, "train"), experiment.SCALE_SAMPLE_IMAGES)
+    row = experiment.transform(config)
+    batches = data_pipeline.batches_once(source, row, batch_size=32)
+    images = [batch["image"][batch["weight"] > 0] for batch in batches]
     encode = jax.jit(codec.moments)
     moments = np.concatenate([encode(params, batch) for batch in images])
     scale = latent_scale(codec, moments, jax.random.key(0), per_channel=per_channel)
-    matrix = preview.fit(codec, params, images)
-    return {"latent_scale": scale, "latent_rgb": matrix.tolist()}
-
-
-def first_images(config: ConfigDict, limit: int) -> list[np.ndarray]:
-    """Batches f32 "b S S 3" of the first `limit` examples of the training split."""
-    source = First(experiment.source(config, "train"), limit)
-    row = experiment.transform(config)
-    batches = data_pipeline.batches_once(source, row, batch_size=32)
-    return [batch["image"][batch["weight"] > 0] for batch in batches]
+    rgb = preview.fit(codec, params, images).tolist()
+    return {"latent_scale": scale, "latent_rgb": rgb}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

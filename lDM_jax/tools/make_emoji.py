@@ -89,8 +89,7 @@ def read_ligatures(font: TTFont) -> dict[tuple[str, ...], str]:
                 continue
             for first, rules in table.ligatures.items():
                 for rule in rules:
-                    row = (first, *rule.Component)
-                    ligatures.setdefault(row, rule.LigGlyph)
+                    ligatures.setdefault((first, *rule.Component), rule.LigGlyph)
     return ligatures
 
 
@@ -125,11 +124,8 @@ class Font:
 
 def encode_record(name: Name, png: bytes) -> bytes:
     """One record: header length, JSON header, PNG."""
-    header = json.dumps(
-        {**name._asdict(), "split": split_of(name.codepoints)},
-        ensure_ascii=False,
-        sort_keys=True,
-    ).encode()
+    fields = {**name._asdict(), "split": split_of(name.codepoints)}
+    header = json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()
     return struct.pack("<I", len(header)) + header + png
 
 

@@ -32,14 +32,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """Write --out; returns what was done, for people and programs."""
-    stored = weights_directory.read_config(Path(args.workdir))
-    config = ConfigDict(stored)
+    config = ConfigDict(weights_directory.read_config(Path(args.workdir)))
     stds = tuple(config.get("train", {}).get("ema_stds", ()))
     average = reconstruct(args.workdir, stds, args.std, args.step)
     config.train.ema_std = args.std
-    weights_directory.save(
-        Path(args.out), config.to_dict(), average.params, half=args.half
-    )
+    fields, out = config.to_dict(), Path(args.out)
+    weights_directory.save(out, fields, average.params, half=args.half)
     return {
         "std": args.std,
         "step": average.step,

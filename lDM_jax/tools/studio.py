@@ -19,6 +19,7 @@ import threading
 from collections.abc import Sequence
 
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.startup import error_line
 from lDM_jax.sampling.pipeline import Pipeline
 from lDM_jax.studio.player import Studio
 from lDM_jax.studio.served import Served
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         password = password_of(args)
         page = serve(load(args.model or ["emoji"]), args, password)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"studio: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(error_line("studio", error))
         return 2
     sys.stderr.write(f"the studio is at {page.local_url}; Ctrl-C ends it\n")
     try:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.from_config.config_file import read_config
-from lDM_jax.tools import make_main
+from lDM_jax.tools import make_main, parse_share
 from lDM_jax.training.report import read_metrics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -61,18 +61,9 @@ def run_name(run: dict[str, str]) -> str:
     """The folder of a run: "learning_rate=3e-4,seed=0", with full keys if their last
     parts are not unique."""
     ends = [key.rsplit(".", 1)[-1] for key in run]
-    short = len(set(ends)) == len(ends)
-    names = ends if short else list(run)
+    names = ends if len(set(ends)) == len(ends) else list(run)
     words = [f"{n}={v}" for n, v in zip(names, run.values(), strict=True)]
     return ",".join(words).replace("/", "_").replace(" ", "")
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """ "0/4" -> (0, 4). UserError for anything else."""
-    index, _, count = text.partition("/")
-    if index.isdigit() and count.isdigit() and int(index) < int(count):
-        return int(index), int(count)
-    raise UserError(f"--share {text}: write INDEX/COUNT with 0 <= INDEX < COUNT")
 
 
 def changes(args: argparse.Namespace, values: dict[str, str]) -> list[str]:
@@ -137,7 +128,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is left, write the table; returns 1 if a run failed, else 0."""
-    runs, (index, count) = combinations(args.over), parse_share(args.share)
+    runs, (index, count) = combinations(args.over), parse_share("--share", args.share)
     for values in runs:  # before the first is trained
         read_config(args.config, changes(args, values))
     folder, failed = Path(args.workdir), []

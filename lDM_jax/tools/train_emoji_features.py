@@ -36,12 +36,9 @@ def augment(key: Array, pixels: Array) -> Array:
     top, left = jax.random.randint(where, (2,), 0, 2 * SHIFT_PX + 1)
     x = jax.lax.dynamic_slice(padded, (top, left, 0), x.shape)
     random_color = jax.random.uniform(color, (1, 1, 3))
-    background = jnp.where(
-        jax.random.bernoulli(ground, 0.3), random_color, jnp.ones((1, 1, 3))
-    )
+    background = jnp.where(jax.random.bernoulli(ground, 0.3), random_color, 1.0)
     x = x[:, :, 3:] * x[:, :, :3] + (1 - x[:, :, 3:]) * background
-    x = 2 * x - 1
-    x = x * jax.random.uniform(tint, (1, 1, 3), minval=0.8, maxval=1.2)
+    x = (2 * x - 1) * jax.random.uniform(tint, (1, 1, 3), minval=0.8, maxval=1.2)
     x = x + 0.15 * jax.random.normal(bright, (1, 1, 1))
     return jnp.clip(x + 0.05 * jax.random.normal(noise, x.shape), -1.0, 1.0)
 
@@ -80,8 +77,7 @@ def train(steps: int, batch_size: int, seed: int, report=lambda text: None) -> d
 
     state = chain.init(params)
     for index in range(steps):
-        key = jax.random.fold_in(root, index + 1)
-        params, state, value = step(params, state, key)
+        params, state, value = step(params, state, jax.random.fold_in(root, index + 1))
         if index % 50 == 0 or index == steps - 1:
             report(f"step {index + 1}/{steps} loss {float(value):.3f}\n")
     return jax.device_get(params)

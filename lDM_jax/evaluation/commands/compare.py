@@ -5,11 +5,13 @@ holds the samples: precision is of the first, recall of the second.
 """
 
 import argparse
+import sys
 
+from lDM_jax.core.distributed import is_first
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.figures import measure
-from lDM_jax.evaluation.sides import Side, open_side
+from lDM_jax.evaluation.sides import Side
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +24,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """FID and the like between two folders, batches or files of statistics."""
-    result = {
-        "metric": "compare",
-        "samples": args.samples,
-        "reference": args.reference,
-    }
+    result = {"metric": "compare", "samples": args.samples, "reference": args.reference}
     with options.work_folder(args) as work:
         for extractor in options.extractors(args):
-            sides = []
-            for key, path in (("a", args.samples), ("b", args.reference)):
-                folder = work / f"{key}-{extractor.name}-{extractor.resize}"
-                with options.progress(f"{extractor.name} {path}") as report:
-                    sides.append(open_side(path, extractor, folder, report=report))
+            sides = [
+                options.side(path, extractor, work, key, title=path)
+                for key, path in (("a", args.samples), ("b", args.reference))
+            ]
             result |= compare_sides(args, *sides, extractor)
     return result
 
@@ -47,15 +44,10 @@ def compare_sides(
     paired: bool = False,
 ) -> dict:
     """The figures of one extractor as JSON; warnings go to stderr."""
-    report = measure(
-        samples,
-        reference,
-        extractor,
-        kinds=args.figures,
-        replicates=args.bootstrap,
-        paired=paired,
-    )
-    options.warn(report)
+    how = dict(kinds=args.figures, replicates=args.bootstrap, paired=paired)
+    report = measure(samples, reference, extractor, **how)
+    for text in report.warnings if is_first() else ():
+        sys.stderr.write(f"evaluate: warning: {text}\n")
     key = extractor.label or extractor.name
     return report.as_json() | {
         f"prepared_{key}": extractor.record(),

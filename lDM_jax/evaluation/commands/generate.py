@@ -24,7 +24,7 @@ from lDM_jax.evaluation.extractors import Extractor
 from lDM_jax.evaluation.features import write
 from lDM_jax.evaluation.image_sets import Batch, Data
 from lDM_jax.evaluation.metrics import bootstrap
-from lDM_jax.evaluation.sides import Side, open_side, side_of_images
+from lDM_jax.evaluation.sides import Side
 from lDM_jax.from_config import datasets
 from lDM_jax.sampling import bulk
 from lDM_jax.sampling.pipeline import Pipeline
@@ -34,7 +34,7 @@ from lDM_jax.weights.checkpoint import FOLDER, finished_steps
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Declare the flags."""
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="shipped name or directory")
     model.add_argument("--workdir", help="a run's directory")
@@ -61,10 +61,9 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """Draw pictures from a model and measure them against its data."""
-    out = Path(args.out).expanduser()
+    out, name = Path(args.out).expanduser(), args.workdir or args.model
     extractors = options.extractors(args)  # before the costly part
-    pipe = Pipeline.load(args.workdir or args.model)
-    return drawn_and_measured(args, pipe, args.workdir or args.model, out, extractors)
+    return drawn_and_measured(args, Pipeline.load(name), name, out, extractors)
 
 
 def drawn_and_measured(
@@ -74,7 +73,7 @@ def drawn_and_measured(
     out: Path,
     extractors: list[Extractor],
 ) -> dict:
-    """The line of one setting, appended to metrics.jsonl in `out`."""
+    """The line of one setting, appended to metrics.jsonl in `out` if it is new."""
     if args.num < 2:
         raise UserError(f"--num={args.num}: give at least 2")
     out.mkdir(parents=True, exist_ok=True)
@@ -92,24 +91,25 @@ def drawn_and_measured(
     if not from_first(samples.exists()):
         with options.progress("drawing") as report:
             for count in bulk.generate(
-                pipe,
-                request,
-                args.num,
-                samples,
-                batch_size=args.batch,
-                prompts=prompts,
+                pipe, request, args.num, samples, batch_size=args.batch, prompts=prompts
             ):
                 report(count)
     result = {"metric": "generate", **identity, **provenance(pipe, name)}
+    work = Path(args.work).expanduser() if args.work else out
     for extractor in extractors:
-        mine, reference = sides(args, pipe, samples, out, extractor)
+        mine = options.side(Batch(samples), extractor, out / "features", "samples")
+        theirs = args.reference or Data(pipe.config, args.split)
+        reference = options.side(theirs, extractor, work / "features", "reference")
         result |= compare_sides(args, mine, reference, extractor)
         if prompts and extractor.embed_texts is not None:
             result |= clip_score(args, mine, extractor, prompts)
         result["reference"] = reference.name
     with together("writing the figures"):
-        if is_first():
-            append(out / "metrics.jsonl", result)
+        file, text = out / "metrics.jsonl", json.dumps(result)
+        known = file.read_text().splitlines() if file.is_file() else []
+        if is_first() and text not in known:
+            with file.open("a") as stream:
+                stream.write(text + "\n")
     return result
 
 
@@ -152,27 +152,6 @@ def check_identity(out: Path, identity: dict) -> None:
             write(file, lambda stream: stream.write(text.encode()))
 
 
-def sides(
-    args: argparse.Namespace,
-    pipe: Pipeline,
-    samples: Path,
-    out: Path,
-    extractor: Extractor,
-) -> tuple[Side, Side]:
-    """The samples and what they are compared with."""
-    work = Path(args.work).expanduser() if args.work else out
-    name = f"{extractor.name}-{extractor.resize}"
-    with options.progress(f"{extractor.name} samples") as report:
-        folder = out / "features" / f"samples-{name}"
-        mine = side_of_images(Batch(samples), extractor, folder, report=report)
-    with options.progress(f"{extractor.name} reference") as report:
-        folder = work / "features" / f"reference-{name}"
-        if args.reference:
-            return mine, open_side(args.reference, extractor, folder, report=report)
-        data = Data(pipe.config, args.split)
-        return mine, side_of_images(data, extractor, folder, report=report)
-
-
 def clip_score(
     args: argparse.Namespace, samples: Side, extractor: Extractor, prompts: list[str]
 ) -> dict:
@@ -186,7 +165,7 @@ def clip_score(
     cosines = (pictures * theirs).sum(axis=1, dtype=np.float64)
     counts = bootstrap.counts(bank.count, args.bootstrap)
     figure = bootstrap.mean_figure(100 * np.maximum(cosines, 0), counts)
-    return figures.Report({"clip_score": figure}, {}, []).as_json()
+    return figures.Report({"clip_score": figure}).as_json()
 
 
 def provenance(pipe: Pipeline, name: str) -> dict:
@@ -194,15 +173,11 @@ def provenance(pipe: Pipeline, name: str) -> dict:
     text = json.dumps(json.loads(pipe.config.to_json()), sort_keys=True)
     train = pipe.config.get("train", {})
     steps = finished_steps(Path(name) / FOLDER) if Path(name).is_dir() else []
-    path = weights_directory.resolve(name)
-    step = (
-        max(steps)
-        if steps and not weights_directory.is_weights_directory(path)
-        else None
-    )
+    if weights_directory.is_weights_directory(weights_directory.resolve(name)):
+        steps = []
     return {
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "step": step if step is not None else train.get("num_steps"),
+        "step": max(steps, default=train.get("num_steps")),
         "ema": {key: train[key] for key in ("ema_decay", "ema_std") if key in train},
     }
 
@@ -215,12 +190,3 @@ def tree_digest(params: dict) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
-
-
-def append(file: Path, line: dict) -> None:
-    """One JSON line more, unless it is there already."""
-    text = json.dumps(line)
-    if file.is_file() and text in file.read_text().splitlines():
-        return
-    with file.open("a") as stream:
-        stream.write(text + "\n")

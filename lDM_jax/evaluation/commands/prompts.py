@@ -26,7 +26,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", choices=DRAWS, default="captions")
     parser.add_argument("--draw_seed", type=int, default=0)
     options.add_sampling(parser)
-    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -35,15 +34,11 @@ def run(args: argparse.Namespace) -> dict:
     source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
     indices = draw_captions(source, args.captions, draw=args.draw, seed=args.draw_seed)
     captions = [source.captions[i] for i in indices]
-    drawing = options.sampling(args)
+    drawing, labels = options.sampling(args), source.labels
     images = pipe.sample(prompt=captions, seeds=range(args.seeds), **drawing)
     references = training_images(source)
-    result = recognize(
-        images,
-        np.repeat(source.labels[indices], args.seeds),
-        references=references,
-        labels=source.labels,
-    )
+    expected = np.repeat(labels[indices], args.seeds)
+    result = recognize(images, expected, references=references, labels=labels)
     rows = images.reshape(len(indices), args.seeds, *images.shape[1:])
     rows = np.concatenate([references[indices][:, None], rows], axis=1)
     rows = rows.reshape(-1, *rows.shape[2:])
@@ -53,10 +48,7 @@ def run(args: argparse.Namespace) -> dict:
         "model": args.model,
         "accuracy": round(result.accuracy, 4),
         "chance": round(result.chance, 4),
-        "captions": args.captions,
-        "seeds": args.seeds,
-        "draw": args.draw,
-        "draw_seed": args.draw_seed,
+        **{k: getattr(args, k) for k in ("captions", "seeds", "draw", "draw_seed")},
         **pipe.resolved_defaults(**drawing),
     }
 
@@ -72,17 +64,14 @@ def draw_captions(
     rng = np.random.default_rng(seed)
     if draw == "captions":
         return rng.choice(len(source), count, replace=False)
-    labels = source.labels
-    present = np.unique(labels)
+    labels, present = source.labels, np.unique(source.labels)
     if count > len(present):
         raise UserError(
             f"{count} captions of different subgroups: there are {len(present)} "
             "subgroups"
         )
     subgroups = rng.choice(present, count, replace=False)
-    return np.array(
-        [rng.choice(np.flatnonzero(labels == label)) for label in subgroups]
-    )
+    return np.array([rng.choice(np.flatnonzero(labels == one)) for one in subgroups])
 
 
 def training_images(source: sources.EmojiSource) -> np.ndarray:

@@ -22,7 +22,6 @@ from lDM_jax.evaluation.commands.compare import compare_sides
 from lDM_jax.evaluation.commands.generate import tree_digest
 from lDM_jax.evaluation.image_sets import Data
 from lDM_jax.evaluation.metrics.reconstruction import reconstruction_metrics, summarize
-from lDM_jax.evaluation.sides import side_of_images
 from lDM_jax.from_config import datasets, networks
 from lDM_jax.from_config.config_file import change
 from lDM_jax.weights.lpips import make_distance
@@ -48,7 +47,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VGG16",
         help="also LPIPS; weights from this file, else the cache or a download",
     )
-    options.add_sheet(parser)
     options.add_extractors(parser, default="")
     options.add_measuring(parser)
 
@@ -118,13 +116,12 @@ def reconstruction_figures(
     """R-FID and similar figures of every extractor, named rfid, rfd_emoji, .."""
     figures: dict = {}
     for extractor in options.extractors(args):
-        data, name = Data(config, args.split), f"{extractor.name}-{extractor.resize}"
-        pairs = {"rebuilt": Reconstructions(data, network, params), "originals": data}
-        sides = []
-        for key, images in pairs.items():
-            with options.progress(f"{extractor.name} {key}") as report:
-                folder = work / f"{key}-{name}"
-                sides.append(side_of_images(images, extractor, folder, report=report))
+        data = Data(config, args.split)
+        rebuilt = Reconstructions(data, network, params)
+        sides = [
+            options.side(rebuilt, extractor, work, "rebuilt"),
+            options.side(data, extractor, work, "originals"),
+        ]
         values = compare_sides(args, *sides, extractor, paired=True)
         figures |= {
             f"r{key}": value

@@ -8,7 +8,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.data import sources
 from lDM_jax.evaluation import options
 from lDM_jax.evaluation.image_sets import Data, Folder, ImageSet
-from lDM_jax.evaluation.sides import save, side_of_images
+from lDM_jax.evaluation.sides import save
 from lDM_jax.from_config import networks
 from lDM_jax.from_config.config_file import read_config
 
@@ -25,7 +25,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=sources.SPLITS, default="train")
     parser.add_argument("--out", required=True, help="the npz file, a new one")
     options.add_extractors(parser, default=options.INCEPTION)
-    options.add_work(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -39,9 +38,7 @@ def run(args: argparse.Namespace) -> dict:
         raise UserError("a reference is of one --extractor")
     (extractor,) = extractors
     with options.work_folder(args) as work:
-        folder = work / f"reference-{extractor.name}-{extractor.resize}"
-        with options.progress(f"{extractor.name} {images.name}") as report:
-            side = side_of_images(images, extractor, folder, report=report)
+        side = options.side(images, extractor, work, "reference", title=images.name)
         with together("writing the reference"):
             if is_first():
                 save(out, side, images)

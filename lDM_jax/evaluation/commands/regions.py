@@ -33,14 +33,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=8, help="images a pair")
     parser.add_argument("--bootstrap", type=int, default=1000, help="replicates")
     options.add_sampling(parser)
-    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
     """Share of images that show each of two prompts on its side."""
     pipe = Pipeline.load(args.model)
-    side = pipe.config.data.size_px
-    source = sources.EmojiSource(split="train", size_px=side)
+    source = sources.EmojiSource(split="train", size_px=pipe.config.data.size_px)
     pairs, references = choose_pairs(args, source), training_images(source)
     sheets, hits, hits_alone = [], [], []
     for pair in pairs:
@@ -131,4 +129,4 @@ def shares(left: np.ndarray, right: np.ndarray, replicates: int) -> dict:
     for name, hit in (("left", left), ("right", right), ("both", left & right)):
         figure = bootstrap.mean_figure(hit.mean(axis=1), counts)
         figures[f"accuracy_{name}"] = bootstrap.Figure(*np.clip(figure, 0, 1).tolist())
-    return Report(figures, {}, []).as_json()
+    return Report(figures).as_json()

@@ -109,18 +109,16 @@ def plot(
     except ImportError:
         sys.stderr.write("evaluate: warning: no plot, matplotlib is not installed\n")
         return False
-    columns = min(3, len(names))
+    columns, is_named = min(3, len(names)), OVER[over] is str
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
-    is_named = OVER[over] is str
     positions = range(len(values)) if is_named else values
     for index, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, index + 1)
         heights = [row[name] for row in rows]
         reach = [row[f"{name}_95"][1] - row[name] for row in rows]
         axes.errorbar(positions, heights, yerr=reach, marker="o", capsize=3)
-        axes.set_xlabel(over)
-        axes.set_title(name)
+        axes.set(xlabel=over, title=name)
         if is_named:
             axes.set_xticks(list(positions), [Path(value).name for value in values])
     figure.savefig(file, dpi=120)

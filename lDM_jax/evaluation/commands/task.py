@@ -44,7 +44,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=64, help="pictures to draw")
     parser.add_argument("--split", choices=sources.SPLITS, default="validation")
     options.add_sampling(parser)
-    options.add_sheet(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -73,12 +72,11 @@ def draw(
     pipe: Pipeline, fields: list[dict], args: argparse.Namespace, first_seed: int = 0
 ) -> np.ndarray:
     """One picture a dict of request fields, with the seeds from the first on: uint8."""
-    drawing = options.sampling(args)
+    drawing, parts = options.sampling(args), []
     requests = [
         pipe.resolve(Request(seeds=(seed,), **one, **drawing))
         for seed, one in enumerate(fields, first_seed)
     ]
-    parts = []
     for start in range(0, len(requests), BATCH):
         batch = requests[start : start + BATCH]
         padded = batch + [batch[-1]] * (BATCH - len(batch))
@@ -98,9 +96,10 @@ def held_out(pipe: Pipeline, args: argparse.Namespace) -> dict:
         count += len(parts[-1]["image"])
         if count >= args.num:
             break
-    names = parts[0]
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    return {name: value[: args.num] for name, value in rows.items()}
+    return {
+        name: np.concatenate([part[name] for part in parts])[: args.num]
+        for name in parts[0]
+    }
 
 
 def enlargement(pipe: Pipeline, args) -> tuple[dict, list]:
@@ -170,19 +169,17 @@ def object_figures(pipe: Pipeline, args) -> tuple[dict, list]:
     x_hat = draw(pipe, [{key: one[key]} for one in examples], args)
     emoji = EmojiSource(split="train", size_px=136)
     pictures = [trim(emoji[i]["image"]) for i in range(len(emoji))]
-    judge = dict(
-        references=objects.make_references(pictures), labels=emoji.group_labels
-    )
+    references = objects.make_references(pictures)
+    judge = dict(references=references, labels=emoji.group_labels)
     layouts, real = scenes(examples)
     known_layouts, known_pictures = scenes([known[i] for i in range(args.num)])
     mean = np.rint(known_pictures.mean(axis=0)).astype(np.uint8)
+    blank = np.stack([mean] * len(real))
     figures = {
         "accuracy": objects.accuracy(x_hat, layouts, **judge),
         "accuracy_known": objects.accuracy(known_pictures, known_layouts, **judge),
         "accuracy_unrelated": objects.accuracy(np.roll(real, 1, 0), layouts, **judge),
-        "accuracy_blank": objects.accuracy(
-            np.stack([mean] * len(real)), layouts, **judge
-        ),
+        "accuracy_blank": objects.accuracy(blank, layouts, **judge),
         "chance": 1 / len(emoji.groups),
         "objects": sum(map(len, layouts)),
     }
@@ -197,21 +194,8 @@ def scenes(examples: list[dict]) -> tuple[list, np.ndarray]:
 
 
 # Ten colors that are easily told apart, the background's first.
-PALETTE = np.array(
-    [
-        (255, 255, 255),
-        (31, 119, 180),
-        (255, 127, 14),
-        (44, 160, 44),
-        (214, 39, 40),
-        (148, 103, 189),
-        (140, 86, 75),
-        (227, 119, 194),
-        (127, 127, 127),
-        (188, 189, 34),
-    ],
-    np.uint8,
-)
+COLORS = "ffffff 1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22"
+PALETTE = np.frombuffer(bytes.fromhex(COLORS), np.uint8).reshape(-1, 3)
 
 
 def condition_map(example: dict, key: str) -> np.ndarray:
@@ -252,15 +236,12 @@ def distance_to_training(pipe: Pipeline, args) -> tuple[dict, list]:
     held = training_images(EmojiSource(split=args.split, **size))
     x_hat = draw(pipe, [{}] * args.num, args)
     near, near_held = (references[nearest(x, references)] for x in (x_hat, held))
-    figures = {
-        "rms_nearest": rms(x_hat, near),
-        "rms_nearest_held_out": rms(held, near_held),
-    }
-    return figures, [x_hat, near]
+    samples, real = rms(x_hat, near), rms(held, near_held)
+    return {"rms_nearest": samples, "rms_nearest_held_out": real}, [x_hat, near]
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square differences of pictures, in grey levels: their mean."""
+    """Root mean square differences of pictures, in gray levels: their mean."""
     return float((PEAK * 10 ** (-psnr(a, b) / 20)).mean())
 
 

@@ -89,9 +89,8 @@ def measure(
             text = f"{name} of {samples.pool.count} images is biased upwards"
             report.warnings.append(text)
         return
-    replicates = []
+    resampled, replicates = distance, []
     for weights in comparison.weights:
-        resampled = distance
         if comparison.paired:
             resampled = FrechetDistance(reference.bank.gaussian(key, weights))
         replicates.append(resampled.quickly(bank.gaussian(key, weights)))

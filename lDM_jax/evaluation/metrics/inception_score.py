@@ -31,8 +31,7 @@ def split_scores(logits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     exp(H(mean_i p_i) - mean_i H(p_i)), which is the score in terms of entropies.
     """
     log_p = log_softmax(logits)
-    p = np.exp(log_p)
-    weights = counts / counts.sum(axis=1, keepdims=True)
+    p, weights = np.exp(log_p), counts / counts.sum(axis=1, keepdims=True)
     marginal = weights @ p
     logs = np.log(np.maximum(marginal, np.finfo(np.float64).tiny))
     return np.exp(weights @ (p * log_p).sum(axis=1) - (marginal * logs).sum(axis=1))
@@ -50,8 +49,7 @@ def inception_score(
     for logits in splits:
         part = counts[:, start : start + len(logits)]
         start += len(logits)
-        ones = np.ones((1, len(logits)))
-        scores.append(split_scores(logits, ones)[0])
+        scores.append(split_scores(logits, np.ones((1, len(logits))))[0])
         safe = np.where(part.sum(axis=1, keepdims=True) > 0, part, 1.0)
         replicates.append(split_scores(logits, safe))
     return float(np.mean(scores)), np.mean(replicates, axis=0)

@@ -39,8 +39,8 @@ def mmd_unbiased(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarra
     total, squares = weights.sum(axis=1), (weights**2).sum(axis=1)
     within_x = ((weights @ k_xx) * weights).sum(axis=1) - weights**2 @ np.diagonal(k_xx)
     within_x /= total**2 - squares
-    count = len(y)
-    within_y = (k_yy.sum() - np.trace(k_yy)) / (count * (count - 1))
+    within_y, count = k_yy.sum() - np.trace(k_yy), len(y)
+    within_y /= count * (count - 1)
     between = weights @ polynomial_kernel(x, y).sum(axis=1) / (total * count)
     return within_x + within_y - 2 * between
 
@@ -112,9 +112,7 @@ def measure(comparison: Comparison, report: Report) -> None:
     if name == "cmmd":
         value, replicates = cmmd(x.blocks, y.blocks, comparison.weights)
     else:
-        counts = x.count, y.count
-        value, std, replicates = kid(
-            x.rows, y.rows, counts=counts, draws=comparison.counts
-        )
+        options = dict(counts=(x.count, y.count), draws=comparison.counts)
+        value, std, replicates = kid(x.rows, y.rows, **options)
         report.extra[f"{name}_subset_std"] = std
     report.figures[name] = bootstrap.figure(value, replicates)

@@ -4,7 +4,7 @@ The manifold of a set is the union of balls around its features, each reaching t
 k-th nearest other one of the set.
 
     precision  share of samples inside the reference's manifold       k = 3
-    recall     share of reference images inside the samples'        k = 3
+    recall     share of reference images inside the samples'          k = 3
     density    mean over samples of (reference balls around it) / k   k = 5
     coverage   share of reference balls that hold a sample            k = 5
 

@@ -38,13 +38,12 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 def crop_objects(images: np.ndarray, layouts: list) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 "n 24 24 3", labels i64 "n") of all objects of the layouts, in order."""
-    rows, labels = [], []
+    rows = []
     for pixels, layout in zip(images, layouts, strict=True):
         lifted = on_white(pixels)
-        for label, box in layout:
-            rows.append(crop(lifted, box))
-            labels.append(label)
-    return np.stack(rows), np.asarray(labels)
+        rows += [crop(lifted, box) for _, box in layout]
+    labels = np.array([label for layout in layouts for label, _ in layout])
+    return np.stack(rows), labels
 
 
 def make_references(objects: list[np.ndarray]) -> np.ndarray:
@@ -58,11 +57,7 @@ def make_references(objects: list[np.ndarray]) -> np.ndarray:
 
 
 def accuracy(
-    images: np.ndarray,
-    layouts: list,
-    *,
-    references: np.ndarray,
-    labels: np.ndarray,
+    images: np.ndarray, layouts: list, *, references: np.ndarray, labels: np.ndarray
 ) -> float:
     """The share of objects whose nearest reference "m 24 24 3" has their label."""
     rows, expected = crop_objects(images, layouts)

@@ -46,8 +46,5 @@ def recognize(
     """Compare the nearest reference's label with the expected label of each image."""
     index = nearest(images, references)
     shares = np.bincount(labels, minlength=labels.max() + 1) / len(labels)
-    return Recognition(
-        accuracy=float(np.mean(labels[index] == expected)),
-        chance=float(np.mean(shares[expected])),
-        nearest=index,
-    )
+    accuracy = float(np.mean(labels[index] == expected))
+    return Recognition(accuracy, float(np.mean(shares[expected])), index)

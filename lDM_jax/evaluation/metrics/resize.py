@@ -28,9 +28,8 @@ def resize_matrix(mode: str, size: int, target: int) -> np.ndarray:
     """f32 "target size", rows of sum 1; the unit matrix for equal extents."""
     if mode not in MODES:
         raise UserError(f"resize is {mode!r}; valid: {', '.join(MODES)}")
-    matrix = (
-        _bicubic(size, target) if mode == "clean" else _bilinear(mode, size, target)
-    )
+    is_clean = mode == "clean"
+    matrix = _bicubic(size, target) if is_clean else _bilinear(mode, size, target)
     matrix.setflags(write=False)
     return matrix
 

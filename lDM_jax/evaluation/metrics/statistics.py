@@ -44,10 +44,8 @@ class Moments:
         """
         rows = np.asarray(features, np.float64)
         if rows.ndim != 2 or rows.shape[1] != len(self.total):
-            raise UserError(
-                f"features of shape {rows.shape} do not fit sums over "
-                f"{len(self.total)} features"
-            )
+            sums = f"sums over {len(self.total)} features"
+            raise UserError(f"features of shape {rows.shape} do not fit {sums}")
         if not np.isfinite(rows).all():
             raise UserError("features are not finite: the images or weights are bad")
         weighted = rows if weights is None else rows * weights[:, None]
