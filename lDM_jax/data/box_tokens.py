@@ -70,8 +70,7 @@ class BoxTokenizer:
                 f"box {box}: give (left, top, width, height) as fractions in [0, 1]"
             )
         left, top, width, height = box
-        right, bottom = left + width, top + height
-        return self.corner(left, top), self.corner(right, bottom)
+        return self.corner(left, top), self.corner(left + width, top + height)
 
     def corner(self, x: float, y: float) -> int:
         """The token of a point."""

@@ -14,8 +14,8 @@ setting of the paper's tables. "bsr" and "bsr_light" are the degradation of BSRG
     jpeg    9 in 10, quality 30 to 95 [80 to 95]
     jpeg    once more, always the last step
 
-A resize is linear, cubic or by area, drawn each time. The camera's own processing, a
-further step of the paper, is left out, as it was in the original. On one core at 256 px
+A resize is linear, cubic or by area, by chance. The camera's own processing, a further
+step of the paper, is left out, as it was in the original. On one core at 256 px
 and factor 4: "bicubic" 0.8 ms, "bsr" 13 ms, "bsr_light" 7 ms, a crop of 188 to 375 px
 4 ms (`taskset -c 0 python -m benchmarks.transforms --repeats 60`).
 
@@ -99,8 +99,8 @@ class RandomCrop:
             raise ValueError(f"crop before there is {', '.join(sorted(others))}")
         x = example["image"]
         height, width = x.shape[:2]
-        shortest = min(height, width)
-        side = max(1, int(shortest * rng.uniform(self.min_share, self.max_share)))
+        share = rng.uniform(self.min_share, self.max_share)
+        side = max(1, int(min(height, width) * share))
         top = rng.integers(height - side, endpoint=True)
         left = rng.integers(width - side, endpoint=True)
         crop = x[top : top + side, left : left + side]
@@ -147,8 +147,7 @@ def degrade_bsr(
     x = pixels.astype(np.float32) / 255.0
     target = x.shape[0] // factor, x.shape[1] // factor
     if factor == 4 and rng.random() < 0.25:
-        x = halve(x, rng)
-        factor = 2
+        x, factor = halve(x, rng), 2
     steps = [*["blur"] * numbers.blurs, "shrink", "fit", "noise", "jpeg"]
     steps = [steps[i] for i in rng.permutation(len(steps))]
     first, second = sorted((steps.index("shrink"), steps.index("fit")))
@@ -233,8 +232,7 @@ def gaussian_kernel(
     has no pixel at 0, and a narrower ridge may pass between all but far ones.
     """
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    u = np.cos(angle) * x + np.sin(angle) * y
-    w = np.cos(angle) * y - np.sin(angle) * x
+    u, w = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     first, second = np.maximum(variances, NARROWEST)
     kernel = np.exp(-(u**2 / first + w**2 / second) / 2)
     return kernel / kernel.sum()
@@ -260,8 +258,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     the middle of an even kernel is the pixel after its center, as in the original, and
     the image moves up and left by half a pixel.
     """
-    height, width = x.shape[:2]
-    size = kernel.shape[0]
+    (height, width), size = x.shape[:2], kernel.shape[0]
     before, after = size - 1 - size // 2, size // 2
     padded = np.pad(x, ((before, after), (before, after), (0, 0)), mode="reflect")
     extents = padded.shape[:2]
@@ -283,8 +280,7 @@ def add_noise(
     U[0, 1] and U orthogonal.
     """
     deviation = int(rng.integers(*level, endpoint=True)) / 255.0
-    kind = rng.random()
-    shape = x.shape[:2]
+    kind, shape = rng.random(), x.shape[:2]
     if kind < 0.4:
         noise = deviation * rng.standard_normal((*shape, 1), np.float32)
     elif kind > 0.6:
@@ -300,10 +296,9 @@ def add_noise(
 
 
 def resize(x: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
-    """f32 "H W c" -> f32 "height width c" by a method of `resize_matrix`."""
-    rows = resize_matrix(x.shape[0], height, method)
+    """f32 "H W c" -> f32 "height width c"; methods: see `resize_matrix`."""
     columns = resize_matrix(x.shape[1], width, method)
-    x = np.tensordot(rows, x, (1, 0))
+    x = np.tensordot(resize_matrix(x.shape[0], height, method), x, (1, 0))
     return np.ascontiguousarray(np.tensordot(x, columns, (1, 1)).swapaxes(1, 2))
 
 

@@ -76,10 +76,9 @@ def differences(old: Plan, new: Plan) -> list[str]:
     for plan in (a, b):
         for name in ("transform", "sources", "lengths"):
             plan |= {f"{name}.{key}": v for key, v in plan.pop(name).items()}
-    names = sorted(a.keys() | b.keys())
     return [
         f"{name}: {a.get(name)!r} in the cache, now {b.get(name)!r}"
-        for name in names
+        for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name)
     ]
 
@@ -92,9 +91,8 @@ def read_plan(path: str | Path) -> Plan:
     try:
         return Plan(**json.loads(file.read_text()))
     except OSError:
-        raise UserError(
-            f"{path} is not a latents cache: it has no {PLAN}; {HOW}"
-        ) from None
+        text = f"{path} is not a latents cache: it has no {PLAN}; {HOW}"
+        raise UserError(text) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
 
@@ -158,8 +156,7 @@ class LatentsSource:
                 "missing; run the command that began it again"
             )
         self._open: dict[int, dict[str, np.ndarray]] = {}
-        lengths = [self._length(i) for i in range(count)]
-        self._ends = np.cumsum(lengths)
+        self._ends = np.cumsum([self._length(i) for i in range(count)])
 
     def _length(self, shard: int) -> int:
         file = self._folders[shard] / "moments.npy"
@@ -178,9 +175,8 @@ class LatentsSource:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         shard = int(np.searchsorted(self._ends, i, side="right"))
-        arrays = self._arrays(shard)
         row = i - int(self._ends[shard])  # from the end
-        return {key: values[row] for key, values in arrays.items()}
+        return {key: values[row] for key, values in self._arrays(shard).items()}
 
     @property
     def num_classes(self) -> int:
@@ -250,10 +246,10 @@ class Pick:
         copy = int(rng.integers(self.draws)) if self.draws > 1 else 0
         if self.mirrored:
             copy = 2 * copy + int(self.flip > 0 and rng.random() < self.flip)
-        return {key: self._value(values[copy]) for key, values in example.items()}
+        return {key: _in_f32(values[copy]) for key, values in example.items()}
 
-    def _value(self, value: np.ndarray) -> np.ndarray:
-        if value.dtype == np.uint16:
-            value = np.asarray(value).view(ml_dtypes.bfloat16)
-        is_integer = value.dtype.kind in "iu"
-        return np.asarray(value) if is_integer else np.asarray(value, np.float32)
+
+def _in_f32(value: np.ndarray) -> np.ndarray:
+    if value.dtype == np.uint16:
+        value = np.asarray(value).view(ml_dtypes.bfloat16)
+    return np.asarray(value, None if value.dtype.kind in "iu" else np.float32)

@@ -6,11 +6,10 @@
     half                  the left, right, upper or lower half: outpainting
     mixed                 one of the five, with equal chances
 
-The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its
-256-px test masks, by which inpainting is compared; they scale with the shorter side of
-the image. As there, masks of more than half the image are drawn again. Painted
-share of the area at 256 px, the mean and the range from the 5th to the 95th percentile
-(`python -m benchmarks.transforms --masks 2000`):
+The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its 256-px
+test masks, by which inpainting is compared; they scale with the shorter side. As there,
+masks of more than half the image are drawn again. Painted share of the area at 256 px,
+mean and 5th to 95th percentile (`python -m benchmarks.transforms --masks 2000`):
 
     thick  0.27, 0.06 to 0.48     medium  0.23, 0.02 to 0.42
     thin   0.27, 0.07 to 0.45     box     0.21, 0.13 to 0.30
@@ -125,8 +124,7 @@ def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 def one_half(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """bool "H W": one of four halves; of an odd extent the smaller part."""
-    painted = np.zeros((height, width), bool)
-    side = rng.integers(4)
+    painted, side = np.zeros((height, width), bool), rng.integers(4)
     if side < 2:
         painted[:, : width // 2] = True
         return painted[:, ::-1] if side else painted

@@ -82,11 +82,7 @@ class EmojiSource:
     """
 
     def __init__(
-        self,
-        *,
-        split: str = "train",
-        size_px: int = 64,
-        path: str | Path | None = None,
+        self, *, split: str = "train", size_px: int = 64, path: str | Path | None = None
     ):
         check_option("split", split, SPLITS)
         if size_px < 1:
