@@ -26,10 +26,8 @@ SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's words: special tokens (those in capitals still are in a text by then), English
 # clitics, runs of letters, single digits, runs of the rest.
-CLIP_WORDS = "|".join(
-    (r"<\|startoftext\|>", r"<\|endoftext\|>", "'s", "'t", "'re", "'ve", "'m", "'ll")
-    + ("'d", r"\p{L}+", r"\p{N}", r"[^\s\p{L}\p{N}]+")
-)
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+CLIP_WORDS += r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class _Padded:
@@ -41,9 +39,8 @@ class _Padded:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """i32 "b n", one row a text."""
         if isinstance(texts, str):
-            raise TypeError(
-                f"{type(self).__name__} takes a list of texts, was given one str"
-            )
+            name = type(self).__name__
+            raise TypeError(f"{name} takes a list of texts, was given one str")
         # One at a time: the batch call starts a thread pool that outlives it.
         rows = [self._backend.encode(text).ids for text in texts]
         return np.array(rows, np.int32).reshape(len(rows), self.max_length)
@@ -72,8 +69,7 @@ class BertTokenizer(_Padded):
             raise UserError(
                 f"max_length is {max_length}: at least 2 are needed, [CLS] and [SEP]"
             )
-        self.vocab_path = Path(vocab_path or BERT_VOCAB)
-        self.max_length = max_length
+        self.max_length, self.vocab_path = max_length, Path(vocab_path or BERT_VOCAB)
         try:
             pieces = self.vocab_path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
@@ -81,9 +77,8 @@ class BertTokenizer(_Padded):
         vocab = {piece: index for index, piece in enumerate(pieces) if piece}
         missing = [token for token in SPECIAL if token not in vocab]
         if missing:
-            raise UserError(
-                f"{self.vocab_path} is not a BERT vocabulary: no line {missing[0]}"
-            )
+            text = f"{self.vocab_path} is not a BERT vocabulary: no line {missing[0]}"
+            raise UserError(text)
         self.vocab_size = len(vocab)
         backend = Tokenizer(WordPiece(vocab, unk_token=UNK))
         backend.normalizer = BertNormalizer(lowercase=True)
@@ -132,11 +127,9 @@ class ClipTokenizer(_Padded):
         backend = Tokenizer(BPE(vocab, merges, end_of_word_suffix="</w>"))
         backend.normalizer = InTurn([NFC(), Lowercase()])
         words = Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
-        to_bytes = ByteLevel(add_prefix_space=False)
-        backend.pre_tokenizer = SplitInTurn([words, to_bytes])
-        backend.post_processor = BertProcessing(
-            (END, vocab[END]), (START, vocab[START])
-        )
+        backend.pre_tokenizer = SplitInTurn([words, ByteLevel(add_prefix_space=False)])
+        ends = (END, vocab[END]), (START, vocab[START])
+        backend.post_processor = BertProcessing(*ends)
         backend.add_special_tokens([START, END])
         backend.enable_truncation(max_length)
         pad_id = vocab[END] if pad == "eos" else 0

@@ -21,10 +21,9 @@ FIELDS = ("caption", "text", "label", "boxes", "labels", "objects")
 
 
 def examples(tar: Path) -> Iterator[dict[str, bytes]]:
-    """{suffix: content} of every example, in the order of the tar.
+    """{suffix: content} of every example, whose members follow each other.
 
-    Members of one example follow each other, as webdataset writes them. UserError if
-    the file is not a tar or is cut short.
+    UserError if the file is not a tar or is cut short.
     """
     try:
         check_end(tar)
@@ -78,9 +77,8 @@ def read_fields(example: dict[str, bytes]) -> tuple[dict, dict[str, bytes]] | No
         return None
     if metadata.check(fields):
         return None
-    files = {"image": pixels}
-    files |= {MAPS[name]: data for name, data in example.items() if name in MAPS}
-    return {key: fields[key] for key in FIELDS if key in fields}, files
+    maps = {MAPS[name]: data for name, data in example.items() if name in MAPS}
+    return {k: fields[k] for k in FIELDS if k in fields}, {"image": pixels, **maps}
 
 
 def convert(tar: Path, target: Path) -> dict:

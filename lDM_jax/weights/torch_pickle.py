@@ -58,19 +58,14 @@ class Pickled(NamedTuple):
 # Packages whose names occur in honest checkpoints. None is imported, none called.
 PACKAGES = {"torch", "collections", "pytorch_lightning", "lightning", "omegaconf"}
 PACKAGES |= {"lightning_fabric", "lightning_utilities"}
-TYPES = (
-    "bool bytearray bytes complex dict float frozenset int list object set slice str"
-)
+TYPES = "bool bytearray bytes complex dict float frozenset int list object set slice"
 OTHERS = """numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.dtype
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy.ndarray
     argparse.Namespace _codecs.encode typing.Any copyreg._reconstructor
     copy_reg._reconstructor pathlib.Path pathlib.PosixPath pathlib.PurePosixPath"""
-BENIGN = {"builtins.tuple", "__builtin__.tuple", *OTHERS.split()}
-BENIGN |= {
-    f"{module}.{name}"
-    for name in TYPES.split()
-    for module in ("builtins", "__builtin__")
-}
+BENIGN = set(OTHERS.split())
+for _name in (*TYPES.split(), "str", "tuple"):
+    BENIGN |= {f"builtins.{_name}", f"__builtin__.{_name}"}
 
 
 def suspicious(names: Iterable[str]) -> list[str]:
@@ -90,8 +85,6 @@ CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS, GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 NOTHING = ("PROTO", "FRAME")
-
-
 # The Warning: strings of protocol 0 with escapes that Python is about to give up.
 FAILURES = (ValueError, IndexError, KeyError, TypeError, OverflowError, Warning)
 
