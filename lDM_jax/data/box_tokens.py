@@ -79,10 +79,7 @@ class BoxTokenizer:
         return row * self.sections + column
 
     def point(self, token):
-        """(x, y) of a corner's token, the inverse of `corner` up to rounding.
-
-        An array of tokens (numpy or jax) gives two arrays.
-        """
+        """(x, y) of a corner's token, or of an array of them; `corner` backwards."""
         row, column = divmod(token, self.sections)
         return column / (self.sections - 1), row / (self.sections - 1)
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
@@ -93,7 +94,7 @@ class RandomCrop:
                 "shares in (0, 1], the smaller one first"
             )
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         others = {"layout", "boxes", *SPATIAL_KEYS[1:]} & example.keys()
         if others:
             raise ValueError(f"crop before there is {', '.join(sorted(others))}")
@@ -124,7 +125,7 @@ class Degrade:
         if self.factor < 1:
             raise UserError(f"the factor is {self.factor}; it must be at least 1")
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         pixels = image.to_uint8(example["image"])
         height, width = pixels.shape[:2]
         if height % self.factor or width % self.factor:
@@ -141,7 +142,7 @@ class Degrade:
 
 
 def degrade_bsr(
-    pixels: np.ndarray, factor: int, numbers: Bsr, rng: np.random.Generator
+    pixels: np.ndarray, factor: int, numbers: Bsr, rng: Generator
 ) -> np.ndarray:
     """uint8 "H W 3" -> uint8 "H/factor W/factor 3", by the steps of the module."""
     x = pixels.astype(np.float32) / 255.0
@@ -166,7 +167,7 @@ def degrade_bsr(
     return _random_jpeg(x, numbers.jpeg_quality, rng)
 
 
-def halve(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def halve(x: np.ndarray, rng: Generator) -> np.ndarray:
     """Half the extent: one of RESIZES or, in every second call, antialiased cubic."""
     height, width = x.shape[0] // 2, x.shape[1] // 2
     if rng.random() < 0.5:
@@ -174,9 +175,7 @@ def halve(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(resize(x, height, width, "antialiased"), 0.0, 1.0)
 
 
-def shrink(
-    x: np.ndarray, factor: int, chance: float, rng: np.random.Generator
-) -> np.ndarray:
+def shrink(x: np.ndarray, factor: int, chance: float, rng: Generator) -> np.ndarray:
     """Shrink by U[1, 2 factor] with that chance, else by the factor after a blur.
 
     The blur's center lies (factor - 1) / 2 up and left of the kernel's, so that every
@@ -192,22 +191,18 @@ def shrink(
 
 
 def _random_resize(
-    x: np.ndarray, height: int, width: int, rng: np.random.Generator
+    x: np.ndarray, height: int, width: int, rng: Generator
 ) -> np.ndarray:
     method = RESIZES[rng.integers(len(RESIZES))]
     return np.clip(resize(x, height, width, method), 0.0, 1.0)
 
 
-def _random_jpeg(
-    x: np.ndarray, quality: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def _random_jpeg(x: np.ndarray, quality: tuple[int, int], rng: Generator) -> np.ndarray:
     pixels = np.clip(np.rint(x * 255.0), 0, 255).astype(np.uint8)
     return image.jpeg(pixels, quality=int(rng.integers(*quality, endpoint=True)))
 
 
-def random_blur_kernel(
-    factor: int, numbers: Bsr, rng: np.random.Generator
-) -> np.ndarray:
+def random_blur_kernel(factor: int, numbers: Bsr, rng: Generator) -> np.ndarray:
     """A Gaussian kernel "k k" of sum 1: anisotropic in every second call.
 
     Variances U[0, s (4 + factor)] along two axes at a random angle, or one standard
@@ -269,9 +264,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return full[size - 1 :, size - 1 :].astype(x.dtype)[:height, :width]
 
 
-def add_noise(
-    x: np.ndarray, level: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def add_noise(x: np.ndarray, level: tuple[int, int], rng: Generator) -> np.ndarray:
     """x + Gaussian noise, clipped to [0, 1]: color, gray or correlated.
 
     Color (2 in 5) and gray (2 in 5) noise has a standard deviation of a whole number

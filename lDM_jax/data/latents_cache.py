@@ -22,6 +22,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import replacing
@@ -215,7 +216,7 @@ class Copies:
     mirrored: Transform | None = None
     draws: int = 1
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         rows = []
         for seed in rng.integers(2**63, size=self.draws):
             for transform in (self.plain, self.mirrored):
@@ -242,7 +243,7 @@ class Pick:
                 "images; encode them with this config, or set it to 0"
             )
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         copy = int(rng.integers(self.draws)) if self.draws > 1 else 0
         if self.mirrored:
             copy = 2 * copy + int(self.flip > 0 and rng.random() < self.flip)

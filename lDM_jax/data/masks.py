@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import Example, check_option
@@ -77,14 +78,12 @@ class RandomMask:
     def __post_init__(self):
         check_option("mask kind", self.kind, KINDS)
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         height, width = example["image"].shape[:2]
         return {**example, "mask": draw_mask(self.kind, height, width, rng)}
 
 
-def draw_mask(
-    kind: str, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def draw_mask(kind: str, height: int, width: int, rng: Generator) -> np.ndarray:
     """A mask f32 {0, 1} "height width 1"; UserError for a side of less than 4 px."""
     check_option("mask kind", kind, KINDS)
     if min(height, width) < 4:
@@ -97,7 +96,7 @@ def draw_mask(
             return painted[:, :, None].astype(np.float32)
 
 
-def _draw(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(kind: str, height: int, width: int, rng: Generator) -> np.ndarray:
     if kind == "box":
         return one_box(height, width, rng)
     if kind == "half":
@@ -107,7 +106,7 @@ def _draw(kind: str, height: int, width: int, rng: np.random.Generator) -> np.nd
     return strokes(STROKES[kind], height, width, rng)
 
 
-def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def one_box(height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": a rectangle inside, sides U[sqrt 0.10, sqrt 0.35] of the image's.
 
     The area is 21 % on average, ((sqrt 0.10 + sqrt 0.35) / 2)^2.
@@ -122,7 +121,7 @@ def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return painted
 
 
-def one_half(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def one_half(height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": one of four halves; of an odd extent the smaller part."""
     painted, side = np.zeros((height, width), bool), rng.integers(4)
     if side < 2:
@@ -132,9 +131,7 @@ def one_half(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return painted[::-1] if side == 3 else painted
 
 
-def boxes(
-    numbers: Boxes, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def boxes(numbers: Boxes, height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": several rectangles, which may overlap."""
     scale = min(height, width) / PUBLISHED_SIDE_PX
     margin = round(numbers.margin_px * scale)
@@ -148,9 +145,7 @@ def boxes(
     return painted
 
 
-def strokes(
-    numbers: Strokes, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def strokes(numbers: Strokes, height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": chains of 1 to 5 strokes, each beginning where the last one ended.
 
     QUIRK(four_angles): as LaMa draws them, a stroke's angle from the vertical is 0.01

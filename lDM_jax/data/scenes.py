@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
@@ -125,13 +126,13 @@ class SceneSource:
             "segmentation": segmentation,
         }
 
-    def _rng(self, i: int) -> np.random.Generator:
+    def _rng(self, i: int) -> Generator:
         if not -self._num_scenes <= i < self._num_scenes:
             raise IndexError(f"scene {i} of {self._num_scenes}")
         i %= self._num_scenes
         return np.random.default_rng((self.seed, SPLITS.index(self.split), i))
 
-    def _choose(self, rng: np.random.Generator) -> list[int]:
+    def _choose(self, rng: Generator) -> list[int]:
         """Indices of different emoji, the first to become the largest."""
         indices: list[int] = []
         count = rng.integers(*self._counts, endpoint=True)
@@ -174,7 +175,7 @@ def trim(pixels: np.ndarray) -> np.ndarray:
 
 
 def place_boxes(
-    shapes: list[tuple[int, int]], size_px: int, rng: np.random.Generator
+    shapes: list[tuple[int, int]], size_px: int, rng: Generator
 ) -> np.ndarray:
     """Boxes i64 "n 4" (left, top, width, height) in pixels, the largest first.
 

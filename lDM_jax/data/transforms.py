@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import BadExample, UserError
 
 Example = dict
-Transform = Callable[[Example, np.random.Generator], Example]
+Transform = Callable[[Example, Generator], Example]
 
 BACKGROUNDS = ("white", "random")
 SPATIAL_KEYS = ("image", "low_res", "mask", "segmentation")
@@ -32,7 +33,7 @@ class Compose:
 
     transforms: tuple[Transform, ...]
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         for transform in self.transforms:
             example = transform(example, rng)
         return example
@@ -56,7 +57,7 @@ class Composite:
     def __post_init__(self):
         check_option("background", self.background, BACKGROUNDS)
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         pixels = image.to_float(example["image"])
         background = np.full(3, 255, np.uint8)
         if self.background == "random":
@@ -88,7 +89,7 @@ class RandomFlip:
             text = f"the flip probability is {self.probability}; it must lie in [0, 1]"
             raise UserError(text)
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         if "boxes" in example:
             raise ValueError("flip before the layout becomes tokens, not after")
         if rng.random() >= self.probability:
@@ -112,14 +113,11 @@ def mirror_box(box: tuple) -> tuple:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Replace caption, a str, by tokens, i32 "n"; tokenizer: list[str] -> i32 "b n".
-
-    Of several "captions" one is drawn.
-    """
+    """Replace caption by tokens, i32 "n"; of several "captions", one by chance."""
 
     tokenizer: Callable[[list[str]], np.ndarray]
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         rest = {k: v for k, v in example.items() if k not in ("caption", "captions")}
         caption = example["caption"]
         if "captions" in example:
@@ -139,7 +137,7 @@ class TokenizeLayout:
     tokenizer: Callable[[list], np.ndarray]
     shuffle: bool = True
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         rest = {k: v for k, v in example.items() if k not in ("layout", "crop")}
         layout, most = example["layout"], getattr(self.tokenizer, "max_objects", 0)
         if most and len(layout) > most:
@@ -156,7 +154,7 @@ class CheckLabels:
 
     count: int
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         labels = example["segmentation"]
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.count:
             raise BadExample(
@@ -172,7 +170,7 @@ class Keep:
 
     keys: tuple[str, ...]
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         missing = [key for key in self.keys if key not in example]
         if missing:
             raise KeyError(f"no {missing[0]!r} to keep; there is {sorted(example)}")
