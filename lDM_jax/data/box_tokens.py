@@ -50,15 +50,13 @@ class BoxTokenizer:
 
     def _row(self, layout: Layout, crop: Box) -> list[int]:
         if len(layout) > self.max_objects:
-            raise UserError(
-                f"a layout of {len(layout)} objects: at most {self.max_objects} fit"
-            )
+            most = f"at most {self.max_objects} fit"
+            raise UserError(f"a layout of {len(layout)} objects: {most}")
         tokens = []
         for label, box in layout:
             if not 0 <= label < self.none or label != int(label):
-                raise UserError(
-                    f"label {label}: give a whole number from 0 to {self.none - 1}"
-                )
+                valid = f"give a whole number from 0 to {self.none - 1}"
+                raise UserError(f"label {label}: {valid}")
             tokens += [int(label), *self.corners(box)]
         tokens += [self.none] * (3 * self.max_objects - len(tokens))
         return [*tokens, *self.corners(crop)]
@@ -66,9 +64,8 @@ class BoxTokenizer:
     def corners(self, box: Box) -> tuple[int, int]:
         """Tokens of the top left and the bottom right corner."""
         if len(box) != 4 or not _is_valid(*box):
-            raise UserError(
-                f"box {box}: give (left, top, width, height) as fractions in [0, 1]"
-            )
+            text = "give (left, top, width, height) as fractions in [0, 1]"
+            raise UserError(f"box {box}: {text}")
         left, top, width, height = box
         return self.corner(left, top), self.corner(left + width, top + height)
 

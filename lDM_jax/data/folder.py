@@ -289,9 +289,8 @@ def check_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(
-            f"config.data.path = {str(path)!r} {problem}: give a folder of images"
-        )
+        problem += ": give a folder of images"
+        raise UserError(f"config.data.path = {str(path)!r} {problem}")
     return folder
 
 

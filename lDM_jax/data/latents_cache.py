@@ -99,10 +99,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Start a cache, or continue the existing one.
-
-    Every process of a run may call it. UserError if the existing one has another plan.
-    """
+    """Start or continue a cache, in any process; UserError if its plan is another."""
     path.mkdir(parents=True, exist_ok=True)
     if not (path / PLAN).exists():
         text = json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
@@ -227,10 +224,7 @@ class Copies:
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-    """Copies -> one batch row; half precision becomes f32.
-
-    Draws are equally likely; the mirror image comes with probability `flip`.
-    """
+    """Copies -> a batch row, halves as f32: any draw, mirrored with chance `flip`."""
 
     flip: float = 0.0
     draws: int = 1

@@ -50,6 +50,11 @@ class _Padded:
         return bool(self._backend.encode(text).overflowing)
 
 
+def _check_length(length: int, ends: str) -> None:
+    if length < 2:
+        raise UserError(f"max_length is {length}: at least 2 are needed, {ends}")
+
+
 class BertTokenizer(_Padded):
     """`tokenizer(texts)` -> i32 "b n": [CLS] pieces [SEP], then zeros up to max_length.
 
@@ -65,10 +70,7 @@ class BertTokenizer(_Padded):
     """
 
     def __init__(self, vocab_path: str | Path | None = None, max_length: int = 77):
-        if max_length < 2:
-            raise UserError(
-                f"max_length is {max_length}: at least 2 are needed, [CLS] and [SEP]"
-            )
+        _check_length(max_length, "[CLS] and [SEP]")
         self.max_length, self.vocab_path = max_length, Path(vocab_path or BERT_VOCAB)
         try:
             pieces = self.vocab_path.read_text(encoding="utf-8").split("\n")
@@ -116,10 +118,7 @@ class ClipTokenizer(_Padded):
     vocab_size = 49_408
 
     def __init__(self, max_length: int = 77, pad: str = "eos"):
-        if max_length < 2:
-            raise UserError(
-                f"max_length is {max_length}: at least 2 are needed, start and end"
-            )
+        _check_length(max_length, "start and end")
         if pad not in ("eos", "zero"):
             raise UserError(f"pad is {pad!r}: one of eos, zero")
         self.max_length, self.pad = max_length, pad

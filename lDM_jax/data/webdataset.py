@@ -1,7 +1,7 @@
 """webdataset tar shards -> ArrayRecord files, one per shard.
 
-Members of a tar that share a name up to its first dot are one example. A shard's
-records are whole when the JSON beside them exists: it is written last.
+Members of a tar that share a name up to its first dot and follow each other are one
+example. A shard's records are whole when the JSON beside them exists: it is the last.
 """
 
 import os
@@ -21,10 +21,7 @@ FIELDS = ("caption", "text", "label", "boxes", "labels", "objects")
 
 
 def examples(tar: Path) -> Iterator[dict[str, bytes]]:
-    """{suffix: content} of every example, whose members follow each other.
-
-    UserError if the file is not a tar or is cut short.
-    """
+    """{suffix: content} of every example; UserError if the tar is not whole."""
     try:
         check_end(tar)
         with tarfile.open(tar, "r|*") as file:

@@ -308,10 +308,7 @@ def load_state(workdir: str | Path) -> dict:
 
 
 def load_snapshot(workdir: str | Path, step: int) -> list[dict]:
-    """The averages that a run has stored at `step`, nested dicts of numpy arrays.
-
-    UserError for one that is not there, or damaged.
-    """
+    """The averages that a run has stored at `step`; UserError if missing or damaged."""
     folder = Path(workdir).absolute() / SNAPSHOTS / str(step)
     try:
         return _load_state(folder)

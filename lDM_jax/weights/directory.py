@@ -186,10 +186,7 @@ def to_f32(array: np.ndarray) -> np.ndarray:
 
 
 def check_cover(params: dict, expected: dict, *, what: str) -> None:
-    """Raise UserError unless both trees have the same names and shapes.
-
-    The message has the three lists: missing, unexpected, mismatched.
-    """
+    """UserError with three lists unless both trees have the same names and shapes."""
     have = {"/".join(k): np.shape(v) for k, v in flatten_dict(params).items()}
     want = {"/".join(k): np.shape(v) for k, v in flatten_dict(expected).items()}
     missing = sorted(want.keys() - have.keys())

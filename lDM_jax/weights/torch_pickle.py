@@ -90,10 +90,7 @@ FAILURES = (ValueError, IndexError, KeyError, TypeError, OverflowError, Warning)
 
 
 def interpret(stream: BinaryIO) -> Pickled:
-    """The pickle at the stream's position; the stream is left behind it.
-
-    Raises BrokenPickle for bytes that are not a pickle of known opcodes.
-    """
+    """The pickle at the stream's position, which moves behind it, or BrokenPickle."""
     machine = _Machine()
     try:
         for opcode, arg, _ in pickletools.genops(stream):
@@ -150,6 +147,8 @@ class _Machine:
 
     def on_pop(self, _) -> None:
         self.stack.pop()
+
+    on_build = on_pop
 
     def on_pop_mark(self, _) -> None:
         self.marked()
@@ -228,9 +227,6 @@ class _Machine:
     def on_newobj_ex(self, _) -> None:
         self.stack.pop()
         self.on_reduce(None)
-
-    def on_build(self, _) -> None:
-        self.stack.pop()
 
     def on_binpersid(self, _) -> None:
         value = _storage(self.stack.pop())
