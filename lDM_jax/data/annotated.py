@@ -93,17 +93,6 @@ class Annotated:
             data = file.read_bytes()
         except OSError as error:
             raise BadExample(f"cannot read {file}: {error.strerror}") from None
-        return metadata.build(
-            data,
-            self._fields(i),
-            names=metadata.Names(),
-            read=bytes,
-            where=str(file),
-            min_px=self.min_px,
-            keys=self.conditions,
-        )
-
-    def _fields(self, i: int) -> dict:
         boxes, labels = self._boxes[i]
         if self._in_pixels:
             fields = {"objects": {"bbox": boxes, "categories": labels}}
@@ -111,7 +100,15 @@ class Annotated:
             fields = {"boxes": boxes, "labels": labels}
         if self._captions is not None:
             fields["caption"] = self._captions[i]
-        return fields
+        return metadata.build(
+            data,
+            fields,
+            names=metadata.Names(),
+            read=bytes,
+            where=str(file),
+            min_px=self.min_px,
+            keys=self.conditions,
+        )
 
     @property
     def conditions(self) -> list[str]:
@@ -134,8 +131,9 @@ def coco(path: str | Path, *, split: str = "train", min_px: int = 1) -> Annotate
     part = "train" if split == "train" else "val"
     notes = sorted((root / "annotations").glob(f"instances_{part}20*.json"))
     if not notes:
-        name = f"annotations/instances_{part}2017.json"
-        raise UserError(f"{root} has no {name}: {COCO_HELP}")
+        raise UserError(
+            f"{root} has no annotations/instances_{part}2017.json: {COCO_HELP}"
+        )
     year = notes[-1].stem.split(part)[-1]
     folder = root / f"{part}{year}"
     files = _list_files(folder, COCO_HELP)
@@ -170,9 +168,9 @@ def coco(path: str | Path, *, split: str = "train", min_px: int = 1) -> Annotate
 def openimages(path: str | Path, *, split: str = "train", min_px: int = 1) -> Annotated:
     """OpenImages' boxes; see the module. Images without a box are left out."""
     root = _root(path, split, OPENIMAGES_HELP)
-    notes = sorted(root.glob(f"*{split}-annotations-bbox.csv"))
+    name = f"{split}-annotations-bbox.csv"
+    notes = sorted(root.glob(f"*{name}"))
     if not notes:
-        name = f"{split}-annotations-bbox.csv"
         raise UserError(f"{root} has no {name}: {OPENIMAGES_HELP}")
     files = _list_files(root / split, OPENIMAGES_HELP)
     names, labels = _openimages_classes(root, notes[0])
@@ -181,13 +179,10 @@ def openimages(path: str | Path, *, split: str = "train", min_px: int = 1) -> An
         for row in csv.DictReader(file):
             if row["ImageID"] + ".jpg" not in files:
                 continue
-            left, right, top, bottom = (
-                float(row[key]) for key in ("XMin", "XMax", "YMin", "YMax")
-            )
+            left, top = float(row["XMin"]), float(row["YMin"])
+            box = left, top, float(row["XMax"]) - left, float(row["YMax"]) - top
             key = index.setdefault(row["ImageID"], len(index))
-            table.add(
-                key, labels[row["LabelName"]], (left, top, right - left, bottom - top)
-            )
+            table.add(key, labels[row["LabelName"]], box)
     return Annotated(
         root / split,
         [f"{name}.jpg" for name in index],

@@ -18,21 +18,17 @@ class Ledger:
 
     length: of the source. path: a file of JSON lines {"index": ..., "reason": ...}, one
     for each bad example ever met; created at the first one. max_share: of the examples
-    so far (of SETTLED, or the whole source, while they are fewer); more raise
-    UserError.
+    so far (of SETTLED, or all, while they are fewer); more raise UserError.
     """
 
-    def __init__(
-        self, length: int, *, path: Path | None = None, max_share: float = 1.0
-    ):
+    def __init__(self, length: int, *, path: Path | None = None, max_share: float = 1):
         if not 0.0 <= max_share <= 1.0:
             raise UserError(
                 f"config.data.max_bad_share = {max_share}: give a share in [0, 1]"
             )
         self.length, self.path, self.max_share = length, path, max_share
         self.reasons: dict[int, str] = {}
-        self._examined = 0
-        self._listed = self._read()
+        self._examined, self._listed = 0, self._read()
 
     def _read(self) -> set[int]:
         if self.path is None or not self.path.exists():
@@ -66,11 +62,9 @@ class Ledger:
             raise UserError(
                 f"{len(self.reasons)} of {max(self._examined, least)} examples cannot "
                 f"be used, more than config.data.max_bad_share = {self.max_share}: "
-                f"{self.first}{self._where()}"
+                f"{self.first}"
+                + ("" if self.path is None else f"; the list is {self.path}")
             )
-
-    def _where(self) -> str:
-        return "" if self.path is None else f"; the list is {self.path}"
 
     def _write(self, new: dict[int, str]) -> None:
         if self.path is None or not new:

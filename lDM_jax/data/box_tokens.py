@@ -50,15 +50,13 @@ class BoxTokenizer:
 
     def _row(self, layout: Layout, crop: Box) -> list[int]:
         if len(layout) > self.max_objects:
-            raise UserError(
-                f"a layout of {len(layout)} objects: at most {self.max_objects} fit"
-            )
+            most = f"at most {self.max_objects} fit"
+            raise UserError(f"a layout of {len(layout)} objects: {most}")
         tokens = []
         for label, box in layout:
             if not 0 <= label < self.none or label != int(label):
-                raise UserError(
-                    f"label {label}: give a whole number from 0 to {self.none - 1}"
-                )
+                valid = f"give a whole number from 0 to {self.none - 1}"
+                raise UserError(f"label {label}: {valid}")
             tokens += [int(label), *self.corners(box)]
         tokens += [self.none] * (3 * self.max_objects - len(tokens))
         return [*tokens, *self.corners(crop)]
@@ -66,12 +64,10 @@ class BoxTokenizer:
     def corners(self, box: Box) -> tuple[int, int]:
         """Tokens of the top left and the bottom right corner."""
         if len(box) != 4 or not _is_valid(*box):
-            raise UserError(
-                f"box {box}: give (left, top, width, height) as fractions in [0, 1]"
-            )
+            text = "give (left, top, width, height) as fractions in [0, 1]"
+            raise UserError(f"box {box}: {text}")
         left, top, width, height = box
-        right, bottom = left + width, top + height
-        return self.corner(left, top), self.corner(right, bottom)
+        return self.corner(left, top), self.corner(left + width, top + height)
 
     def corner(self, x: float, y: float) -> int:
         """The token of a point."""
@@ -80,10 +76,7 @@ class BoxTokenizer:
         return row * self.sections + column
 
     def point(self, token):
-        """(x, y) of a corner's token, the inverse of `corner` up to rounding.
-
-        An array of tokens (numpy or jax) gives two arrays.
-        """
+        """(x, y) of a corner's token, or of an array of them; `corner` backwards."""
         row, column = divmod(token, self.sections)
         return column / (self.sections - 1), row / (self.sections - 1)
 

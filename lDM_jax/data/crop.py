@@ -55,18 +55,16 @@ class Crop:
         if pixels.shape[:2] == (self.size_px, self.size_px) and not self.resize_px:
             return example
         x, region = self._cut(pixels, rng)
-        changed = {"image": x}
-        for key in ("segmentation", "mask"):
-            if key in example:
-                changed[key] = cut_map(example[key], region, self.size_px)
+        example = {**example, "image": x}
+        for key in {"segmentation", "mask"} & example.keys():
+            example[key] = cut_map(example[key], region, self.size_px)
         if "layout" in example:
-            changed["layout"] = cut_layout(example["layout"], region)
-            changed["crop"] = region
-        return {**example, **changed}
+            example["layout"] = cut_layout(example["layout"], region)
+            example["crop"] = region
+        return example
 
     def _cut(self, pixels: np.ndarray, rng) -> tuple[np.ndarray, Box]:
-        height, width = pixels.shape[:2]
-        size = self.size_px
+        (height, width), size = pixels.shape[:2], self.size_px
         if self.kind == "center" and not self.resize_px and self.method != "linear":
             side = min(height, width)
             corner = (height - side) // 2, (width - side) // 2
@@ -97,9 +95,8 @@ def cut_map(values: np.ndarray, region: Box, size_px: int) -> np.ndarray:
     middle = (np.arange(size_px) + 0.5) / size_px
     rows = ((top + height * middle) * values.shape[0]).astype(int)
     columns = ((left + width * middle) * values.shape[1]).astype(int)
-    rows = np.minimum(rows, values.shape[0] - 1)
-    columns = np.minimum(columns, values.shape[1] - 1)
-    return values[rows[:, None], columns[None, :]]
+    last_row, last_column = values.shape[0] - 1, values.shape[1] - 1
+    return values[np.ix_(np.minimum(rows, last_row), np.minimum(columns, last_column))]
 
 
 def cut_layout(layout: list, region: Box) -> list:

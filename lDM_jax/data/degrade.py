@@ -14,8 +14,8 @@ setting of the paper's tables. "bsr" and "bsr_light" are the degradation of BSRG
     jpeg    9 in 10, quality 30 to 95 [80 to 95]
     jpeg    once more, always the last step
 
-A resize is linear, cubic or by area, drawn each time. The camera's own processing, a
-further step of the paper, is left out, as it was in the original. On one core at 256 px
+A resize is linear, cubic or by area, by chance. The camera's own processing, a further
+step of the paper, is left out, as it was in the original. On one core at 256 px
 and factor 4: "bicubic" 0.8 ms, "bsr" 13 ms, "bsr_light" 7 ms, a crop of 188 to 375 px
 4 ms (`taskset -c 0 python -m benchmarks.transforms --repeats 60`).
 
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
@@ -93,14 +94,14 @@ class RandomCrop:
                 "shares in (0, 1], the smaller one first"
             )
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         others = {"layout", "boxes", *SPATIAL_KEYS[1:]} & example.keys()
         if others:
             raise ValueError(f"crop before there is {', '.join(sorted(others))}")
         x = example["image"]
         height, width = x.shape[:2]
-        shortest = min(height, width)
-        side = max(1, int(shortest * rng.uniform(self.min_share, self.max_share)))
+        share = rng.uniform(self.min_share, self.max_share)
+        side = max(1, int(min(height, width) * share))
         top = rng.integers(height - side, endpoint=True)
         left = rng.integers(width - side, endpoint=True)
         crop = x[top : top + side, left : left + side]
@@ -124,7 +125,7 @@ class Degrade:
         if self.factor < 1:
             raise UserError(f"the factor is {self.factor}; it must be at least 1")
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         pixels = image.to_uint8(example["image"])
         height, width = pixels.shape[:2]
         if height % self.factor or width % self.factor:
@@ -141,14 +142,13 @@ class Degrade:
 
 
 def degrade_bsr(
-    pixels: np.ndarray, factor: int, numbers: Bsr, rng: np.random.Generator
+    pixels: np.ndarray, factor: int, numbers: Bsr, rng: Generator
 ) -> np.ndarray:
     """uint8 "H W 3" -> uint8 "H/factor W/factor 3", by the steps of the module."""
     x = pixels.astype(np.float32) / 255.0
     target = x.shape[0] // factor, x.shape[1] // factor
     if factor == 4 and rng.random() < 0.25:
-        x = halve(x, rng)
-        factor = 2
+        x, factor = halve(x, rng), 2
     steps = [*["blur"] * numbers.blurs, "shrink", "fit", "noise", "jpeg"]
     steps = [steps[i] for i in rng.permutation(len(steps))]
     first, second = sorted((steps.index("shrink"), steps.index("fit")))
@@ -167,7 +167,7 @@ def degrade_bsr(
     return _random_jpeg(x, numbers.jpeg_quality, rng)
 
 
-def halve(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def halve(x: np.ndarray, rng: Generator) -> np.ndarray:
     """Half the extent: one of RESIZES or, in every second call, antialiased cubic."""
     height, width = x.shape[0] // 2, x.shape[1] // 2
     if rng.random() < 0.5:
@@ -175,9 +175,7 @@ def halve(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(resize(x, height, width, "antialiased"), 0.0, 1.0)
 
 
-def shrink(
-    x: np.ndarray, factor: int, chance: float, rng: np.random.Generator
-) -> np.ndarray:
+def shrink(x: np.ndarray, factor: int, chance: float, rng: Generator) -> np.ndarray:
     """Shrink by U[1, 2 factor] with that chance, else by the factor after a blur.
 
     The blur's center lies (factor - 1) / 2 up and left of the kernel's, so that every
@@ -193,22 +191,18 @@ def shrink(
 
 
 def _random_resize(
-    x: np.ndarray, height: int, width: int, rng: np.random.Generator
+    x: np.ndarray, height: int, width: int, rng: Generator
 ) -> np.ndarray:
     method = RESIZES[rng.integers(len(RESIZES))]
     return np.clip(resize(x, height, width, method), 0.0, 1.0)
 
 
-def _random_jpeg(
-    x: np.ndarray, quality: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def _random_jpeg(x: np.ndarray, quality: tuple[int, int], rng: Generator) -> np.ndarray:
     pixels = np.clip(np.rint(x * 255.0), 0, 255).astype(np.uint8)
     return image.jpeg(pixels, quality=int(rng.integers(*quality, endpoint=True)))
 
 
-def random_blur_kernel(
-    factor: int, numbers: Bsr, rng: np.random.Generator
-) -> np.ndarray:
+def random_blur_kernel(factor: int, numbers: Bsr, rng: Generator) -> np.ndarray:
     """A Gaussian kernel "k k" of sum 1: anisotropic in every second call.
 
     Variances U[0, s (4 + factor)] along two axes at a random angle, or one standard
@@ -233,8 +227,7 @@ def gaussian_kernel(
     has no pixel at 0, and a narrower ridge may pass between all but far ones.
     """
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    u = np.cos(angle) * x + np.sin(angle) * y
-    w = np.cos(angle) * y - np.sin(angle) * x
+    u, w = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     first, second = np.maximum(variances, NARROWEST)
     kernel = np.exp(-(u**2 / first + w**2 / second) / 2)
     return kernel / kernel.sum()
@@ -260,8 +253,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     the middle of an even kernel is the pixel after its center, as in the original, and
     the image moves up and left by half a pixel.
     """
-    height, width = x.shape[:2]
-    size = kernel.shape[0]
+    (height, width), size = x.shape[:2], kernel.shape[0]
     before, after = size - 1 - size // 2, size // 2
     padded = np.pad(x, ((before, after), (before, after), (0, 0)), mode="reflect")
     extents = padded.shape[:2]
@@ -272,9 +264,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return full[size - 1 :, size - 1 :].astype(x.dtype)[:height, :width]
 
 
-def add_noise(
-    x: np.ndarray, level: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def add_noise(x: np.ndarray, level: tuple[int, int], rng: Generator) -> np.ndarray:
     """x + Gaussian noise, clipped to [0, 1]: color, gray or correlated.
 
     Color (2 in 5) and gray (2 in 5) noise has a standard deviation of a whole number
@@ -283,8 +273,7 @@ def add_noise(
     U[0, 1] and U orthogonal.
     """
     deviation = int(rng.integers(*level, endpoint=True)) / 255.0
-    kind = rng.random()
-    shape = x.shape[:2]
+    kind, shape = rng.random(), x.shape[:2]
     if kind < 0.4:
         noise = deviation * rng.standard_normal((*shape, 1), np.float32)
     elif kind > 0.6:
@@ -300,10 +289,9 @@ def add_noise(
 
 
 def resize(x: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
-    """f32 "H W c" -> f32 "height width c" by a method of `resize_matrix`."""
-    rows = resize_matrix(x.shape[0], height, method)
+    """f32 "H W c" -> f32 "height width c"; methods: see `resize_matrix`."""
     columns = resize_matrix(x.shape[1], width, method)
-    x = np.tensordot(rows, x, (1, 0))
+    x = np.tensordot(resize_matrix(x.shape[0], height, method), x, (1, 0))
     return np.ascontiguousarray(np.tensordot(x, columns, (1, 1)).swapaxes(1, 2))
 
 

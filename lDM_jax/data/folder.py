@@ -34,14 +34,8 @@ METADATA = "metadata.jsonl"
 PLAN, RECORDS = "cache.json", ".array_record"  # files of other sources
 MAPS = ("images", "segmentation")  # sub-folders of images and their label maps
 SMALLEST_SPLIT = 20
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+SPLIT_FOLDERS = dict.fromkeys(("train", "training"), "train") | {"test": "test"}
+SPLIT_FOLDERS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
 def list_files(folder: Path) -> list[str]:
@@ -112,13 +106,10 @@ class FolderSource(metadata.NamedLabels):
     image without one), "label", the index in `classes`, "layout", whose labels are
     indices in `categories` or the numbers of the metadata, "segmentation", "mask".
 
-    path: the folder; "~" is the home folder.
-    split: "train", "validation" or "test".
-    min_px: shorter sides of less are not used.
-
-    The constructor raises UserError for a path that is empty, missing, not a folder or
-    without images, and for metadata that cannot be read. Raises BadExample at
-    source[i], naming the file, for one that cannot be used.
+    path: the folder; "~" is the home folder. split: "train", "validation" or "test".
+    min_px: shorter sides of less are not used. The constructor raises UserError for a
+    path that is empty, missing, not a folder or without images, and for metadata that
+    cannot be read; source[i] raises BadExample, naming the file that cannot be used.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
@@ -136,13 +127,9 @@ class FolderSource(metadata.NamedLabels):
         self._names = names
         by_file = {entry.file: entry for entry in entries}
         self._entries_here = [by_file[file] for file in _split(sorted(by_file))[split]]
-        in_use = set(by_file) | {entry.segmentation for entry in entries}
-        in_use |= {entry.caption for entry in entries}
-        self.unused = [
-            name
-            for name in files
-            if name not in in_use and os.path.basename(name) != METADATA
-        ]
+        in_use = {name for e in entries for name in (e.file, e.segmentation, e.caption)}
+        in_use |= {name for name in files if os.path.basename(name) == METADATA}
+        self.unused = [name for name in files if name not in in_use]
 
     def _entries(self, files: list[str]) -> tuple[list[Entry], metadata.Names]:
         """All images of all splits, and the names of their classes; sets `_keys`."""
@@ -168,7 +155,8 @@ class FolderSource(metadata.NamedLabels):
         classes, categories = set(), set()
         for manifest in manifests:
             folder = manifest[: -len(METADATA)]
-            for number, line in enumerate(self._lines(manifest), 1):
+            lines = [x for x in self._text(manifest).splitlines() if x.strip()]
+            for number, line in enumerate(lines, 1):
                 where = f"{self.path / manifest}, line {number},"
                 fields = _parse(line, where)
                 entries.append(Entry(folder + fields["file_name"], line, folder))
@@ -182,12 +170,9 @@ class FolderSource(metadata.NamedLabels):
         self._keys = [key for key in ("label", *metadata.MAPS) if key in keys]
         self._keys += ["caption"] if keys & set(metadata.CAPTIONS) else []
         self._keys += ["layout"] if keys & {"boxes", "objects"} else []
-        self._label_count = _count(classes - {None})
+        numbers = (value for value in classes if isinstance(value, int))
+        self._label_count = max(numbers, default=-1) + 1
         return entries, metadata.Names(_texts(classes), _texts(categories))
-
-    def _lines(self, manifest: str) -> list[str]:
-        text = self._text(manifest)
-        return [line for line in text.splitlines() if line.strip()]
 
     def __len__(self) -> int:
         return len(self._entries_here)
@@ -224,9 +209,8 @@ class FolderSource(metadata.NamedLabels):
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise BadExample(
-                f"cannot read {self.path / name}: {error.strerror}"
-            ) from None
+            file = self.path / name
+            raise BadExample(f"cannot read {file}: {error.strerror}") from None
 
     @property
     def files(self) -> list[str]:
@@ -255,11 +239,11 @@ class FolderSource(metadata.NamedLabels):
         """i32 "len(self)": the class of every image of this split; None without any."""
         if "label" not in self._keys:
             return None
-        values = [self._fields_of_label(entry) for entry in self._entries_here]
+        values = [
+            json.loads(entry.line)["label"] if entry.line else entry.label
+            for entry in self._entries_here
+        ]
         return np.array([self._names.label(value) for value in values], np.int32)
-
-    def _fields_of_label(self, entry: Entry) -> int | str:
-        return json.loads(entry.line)["label"] if entry.line else entry.label
 
     @property
     def listing(self) -> str:
@@ -305,48 +289,32 @@ def check_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(
-            f"config.data.path = {str(path)!r} {problem}: give a folder of images"
-        )
+        problem += ": give a folder of images"
+        raise UserError(f"config.data.path = {str(path)!r} {problem}")
     return folder
 
 
 def read_layout(names: list[str]) -> list[Entry]:
     """The images among listed files, with captions and labels from their folders."""
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    split = _has_split_folders(images)
-    skip = 1 if split else 0
-    tops = {_top(name, skip) for name in images}
-    files = set(names)
-    if set(MAPS) == tops:
-        return [
-            Entry(
-                name,
-                caption=_find_caption(name, files),
-                segmentation=_label_map(name, skip),
-            )
-            for name in images
-            if _top(name, skip) == MAPS[0]
-        ]
-    in_folders = "" not in tops
-    return [
-        Entry(
-            name,
-            caption=_find_caption(name, files),
-            label=_top(name, skip) if in_folders else None,
-        )
-        for name in images
-    ]
+    skip = int(_has_split_folders(images))
+    tops, files, entries = {_top(name, skip) for name in images}, set(names), []
+    for name in images:
+        caption = sidecar(name) if sidecar(name) in files else ""
+        entry, top = Entry(name, caption=caption), _top(name, skip)
+        if tops == set(MAPS):
+            if top == MAPS[0]:
+                label_map = _label_map(name, skip)
+                entries.append(entry._replace(segmentation=label_map))
+        else:
+            entries.append(entry._replace(label=None if "" in tops else top))
+    return entries
 
 
 def _top(name: str, skip: int) -> str:
     """The folder of a file below `skip` others; "" for none."""
     parts = name.split("/")
     return parts[skip] if len(parts) > skip + 1 else ""
-
-
-def _find_caption(name: str, files: set[str]) -> str:
-    return sidecar(name) if sidecar(name) in files else ""
 
 
 def _label_map(name: str, skip: int) -> str:
@@ -393,11 +361,6 @@ def _parse(line: str, where: str) -> dict:
 
 def _texts(values: Iterable) -> list[str]:
     return [value for value in values if isinstance(value, str)]
-
-
-def _count(values: set) -> int:
-    numbers = [value for value in values if isinstance(value, int)]
-    return max(numbers, default=-1) + 1
 
 
 def sidecar(name: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import replacing
@@ -76,10 +77,9 @@ def differences(old: Plan, new: Plan) -> list[str]:
     for plan in (a, b):
         for name in ("transform", "sources", "lengths"):
             plan |= {f"{name}.{key}": v for key, v in plan.pop(name).items()}
-    names = sorted(a.keys() | b.keys())
     return [
         f"{name}: {a.get(name)!r} in the cache, now {b.get(name)!r}"
-        for name in names
+        for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name)
     ]
 
@@ -92,18 +92,14 @@ def read_plan(path: str | Path) -> Plan:
     try:
         return Plan(**json.loads(file.read_text()))
     except OSError:
-        raise UserError(
-            f"{path} is not a latents cache: it has no {PLAN}; {HOW}"
-        ) from None
+        text = f"{path} is not a latents cache: it has no {PLAN}; {HOW}"
+        raise UserError(text) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Start a cache, or continue the existing one.
-
-    Every process of a run may call it. UserError if the existing one has another plan.
-    """
+    """Start or continue a cache, in any process; UserError if its plan is another."""
     path.mkdir(parents=True, exist_ok=True)
     if not (path / PLAN).exists():
         text = json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
@@ -158,8 +154,7 @@ class LatentsSource:
                 "missing; run the command that began it again"
             )
         self._open: dict[int, dict[str, np.ndarray]] = {}
-        lengths = [self._length(i) for i in range(count)]
-        self._ends = np.cumsum(lengths)
+        self._ends = np.cumsum([self._length(i) for i in range(count)])
 
     def _length(self, shard: int) -> int:
         file = self._folders[shard] / "moments.npy"
@@ -178,9 +173,8 @@ class LatentsSource:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         shard = int(np.searchsorted(self._ends, i, side="right"))
-        arrays = self._arrays(shard)
         row = i - int(self._ends[shard])  # from the end
-        return {key: values[row] for key, values in arrays.items()}
+        return {key: values[row] for key, values in self._arrays(shard).items()}
 
     @property
     def num_classes(self) -> int:
@@ -219,7 +213,7 @@ class Copies:
     mirrored: Transform | None = None
     draws: int = 1
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         rows = []
         for seed in rng.integers(2**63, size=self.draws):
             for transform in (self.plain, self.mirrored):
@@ -230,10 +224,7 @@ class Copies:
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-    """Copies -> one batch row; half precision becomes f32.
-
-    Draws are equally likely; the mirror image comes with probability `flip`.
-    """
+    """Copies -> a batch row, halves as f32: any draw, mirrored with chance `flip`."""
 
     flip: float = 0.0
     draws: int = 1
@@ -246,14 +237,14 @@ class Pick:
                 "images; encode them with this config, or set it to 0"
             )
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         copy = int(rng.integers(self.draws)) if self.draws > 1 else 0
         if self.mirrored:
             copy = 2 * copy + int(self.flip > 0 and rng.random() < self.flip)
-        return {key: self._value(values[copy]) for key, values in example.items()}
+        return {key: _in_f32(values[copy]) for key, values in example.items()}
 
-    def _value(self, value: np.ndarray) -> np.ndarray:
-        if value.dtype == np.uint16:
-            value = np.asarray(value).view(ml_dtypes.bfloat16)
-        is_integer = value.dtype.kind in "iu"
-        return np.asarray(value) if is_integer else np.asarray(value, np.float32)
+
+def _in_f32(value: np.ndarray) -> np.ndarray:
+    if value.dtype == np.uint16:
+        value = np.asarray(value).view(ml_dtypes.bfloat16)
+    return np.asarray(value, None if value.dtype.kind in "iu" else np.float32)

@@ -6,11 +6,10 @@
     half                  the left, right, upper or lower half: outpainting
     mixed                 one of the five, with equal chances
 
-The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its
-256-px test masks, by which inpainting is compared; they scale with the shorter side of
-the image. As there, masks of more than half the image are drawn again. Painted
-share of the area at 256 px, the mean and the range from the 5th to the 95th percentile
-(`python -m benchmarks.transforms --masks 2000`):
+The numbers of `STROKES` and `BOXES` are those of LaMa (arXiv:2109.07161) for its 256-px
+test masks, by which inpainting is compared; they scale with the shorter side. As there,
+masks of more than half the image are drawn again. Painted share of the area at 256 px,
+mean and 5th to 95th percentile (`python -m benchmarks.transforms --masks 2000`):
 
     thick  0.27, 0.06 to 0.48     medium  0.23, 0.02 to 0.42
     thin   0.27, 0.07 to 0.45     box     0.21, 0.13 to 0.30
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.data.transforms import Example, check_option
@@ -78,14 +78,12 @@ class RandomMask:
     def __post_init__(self):
         check_option("mask kind", self.kind, KINDS)
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         height, width = example["image"].shape[:2]
         return {**example, "mask": draw_mask(self.kind, height, width, rng)}
 
 
-def draw_mask(
-    kind: str, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def draw_mask(kind: str, height: int, width: int, rng: Generator) -> np.ndarray:
     """A mask f32 {0, 1} "height width 1"; UserError for a side of less than 4 px."""
     check_option("mask kind", kind, KINDS)
     if min(height, width) < 4:
@@ -98,7 +96,7 @@ def draw_mask(
             return painted[:, :, None].astype(np.float32)
 
 
-def _draw(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(kind: str, height: int, width: int, rng: Generator) -> np.ndarray:
     if kind == "box":
         return one_box(height, width, rng)
     if kind == "half":
@@ -108,7 +106,7 @@ def _draw(kind: str, height: int, width: int, rng: np.random.Generator) -> np.nd
     return strokes(STROKES[kind], height, width, rng)
 
 
-def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def one_box(height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": a rectangle inside, sides U[sqrt 0.10, sqrt 0.35] of the image's.
 
     The area is 21 % on average, ((sqrt 0.10 + sqrt 0.35) / 2)^2.
@@ -123,10 +121,9 @@ def one_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return painted
 
 
-def one_half(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def one_half(height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": one of four halves; of an odd extent the smaller part."""
-    painted = np.zeros((height, width), bool)
-    side = rng.integers(4)
+    painted, side = np.zeros((height, width), bool), rng.integers(4)
     if side < 2:
         painted[:, : width // 2] = True
         return painted[:, ::-1] if side else painted
@@ -134,9 +131,7 @@ def one_half(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return painted[::-1] if side == 3 else painted
 
 
-def boxes(
-    numbers: Boxes, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def boxes(numbers: Boxes, height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": several rectangles, which may overlap."""
     scale = min(height, width) / PUBLISHED_SIDE_PX
     margin = round(numbers.margin_px * scale)
@@ -150,9 +145,7 @@ def boxes(
     return painted
 
 
-def strokes(
-    numbers: Strokes, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def strokes(numbers: Strokes, height: int, width: int, rng: Generator) -> np.ndarray:
     """bool "H W": chains of 1 to 5 strokes, each beginning where the last one ended.
 
     QUIRK(four_angles): as LaMa draws them, a stroke's angle from the vertical is 0.01

@@ -48,13 +48,10 @@ class Names:
 
 
 class NamedLabels:
-    """The names and the number of labels, of a source that has read its metadata.
-
-    _label_count: 0, or the number of classes where they are numbers.
-    """
+    """The names and the number of labels, of a source that has read its metadata."""
 
     _names: Names
-    _label_count: int
+    _label_count: int  # of classes that are numbers, else 0
 
     @property
     def classes(self) -> list[str]:
@@ -75,9 +72,9 @@ class NamedLabels:
 def parse(line: str | bytes):
     """JSON text -> fields, without those that are null. ValueError if not JSON."""
     fields = json.loads(line)
-    if not isinstance(fields, dict):
-        return fields
-    return {key: value for key, value in fields.items() if value is not None}
+    if isinstance(fields, dict):
+        fields = {key: value for key, value in fields.items() if value is not None}
+    return fields
 
 
 def captions(fields: Mapping) -> tuple[str, ...] | None:
@@ -213,10 +210,8 @@ def layout(
     first = edges[:, :2].clip(0.0, 1.0)
     last = (edges[:, :2] + edges[:, 2:]).clip(0.0, 1.0)
     sides = np.concatenate([first, last - first], axis=1).tolist()
-    return [
-        (names.category(value), tuple(box))
-        for value, box in zip(classes, sides, strict=True)
-    ]
+    labels = map(names.category, classes)
+    return [(label, tuple(box)) for label, box in zip(labels, sides, strict=True)]
 
 
 def _decode(data: bytes, where: str, decode: Callable, **options) -> np.ndarray:

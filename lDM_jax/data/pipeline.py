@@ -99,10 +99,8 @@ class _Load:
             except UserError as error:  # a worker process would re-raise another type
                 return {ERROR: str(error)}
             return {**example, SKIPPED: skipped} if skipped else example
-        reason = (
-            f"{len(skipped)} examples one after the other cannot be used: "
-            f"{skipped[0][1]}; {skipped[-1][1]}"
-        )
+        reason = f"{len(skipped)} examples one after the other cannot be used: "
+        reason += f"{skipped[0][1]}; {skipped[-1][1]}"
         return {ERROR: reason, SKIPPED: skipped}
 
 
@@ -115,11 +113,9 @@ class Batches:
     """
 
     def __init__(self, dataset: grain.MapDataset, *, num_workers: int, ledger: Ledger):
-        self._dataset = dataset
+        self._dataset, self._ledger = dataset, ledger
         self._num_workers = num_workers
-        self._ledger = ledger
-        self._next_batch = 0
-        self._iterator = None
+        self._next_batch, self._iterator = 0, None
 
     def __iter__(self) -> "Batches":
         return self
@@ -167,14 +163,12 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator:
     interpreter's lock; processes pay off where there are many cores.
     """
     threads = 1 if num_workers else READ_THREADS
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, PREFETCH_BATCHES)
-    )
+    buffer = max(threads, PREFETCH_BATCHES)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     dataset = dataset.to_iter_dataset(options)
     if num_workers:
         if not flags.FLAGS.is_parsed():
-            # Grain's workers ask absl for its flags, also where absl does not run the
-            # program: in a notebook, in a test.
+            # Grain's workers need absl's flags, also in notebooks and tests.
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(
             num_workers=num_workers, per_worker_buffer_size=PREFETCH_BATCHES
@@ -233,8 +227,7 @@ def loader(
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=stack)
     # as many batches for every shard
     dataset = dataset[: len(dataset) // shard_count * shard_count]
-    dataset = dataset[shard_index::shard_count]
-    ledger = ledger or Ledger(len(source))
+    dataset, ledger = dataset[shard_index::shard_count], ledger or Ledger(len(source))
     return Batches(dataset, num_workers=num_workers, ledger=ledger)
 
 
@@ -298,14 +291,13 @@ class _Pad:
         if errors:
             return {ERROR: _pack_list(errors)}
         good = [example for example in examples if SKIPPED not in example]
-        bad = [example for example in examples if SKIPPED in example]
-        padding = self.batch_size - len(good)
-        if not good:
-            return {SKIPPED: _pack_list(item for e in bad for item in e[SKIPPED])}
-        batch = stack(good + good[-1:] * padding)
-        batch["weight"] = np.array([1.0] * len(good) + [0.0] * padding, np.float32)
-        if bad:
-            batch[SKIPPED] = _pack_list(item for e in bad for item in e[SKIPPED])
+        skipped = [item for example in examples for item in example.get(SKIPPED, ())]
+        padding, batch = self.batch_size - len(good), {}
+        if good:
+            batch = stack(good + good[-1:] * padding)
+            batch["weight"] = np.array([1.0] * len(good) + [0.0] * padding, np.float32)
+        if skipped:
+            batch[SKIPPED] = _pack_list(skipped)
         return batch
 
 

@@ -57,9 +57,9 @@ def unpack(record: bytes) -> tuple[dict, dict[str, bytes]]:
 class RecordSource(metadata.NamedLabels):
     """The records of a folder's shards; examples as `metadata.build` makes them.
 
-    path, split, min_px: as `folder.FolderSource`. The first record
-    determines the conditions. The constructor raises UserError for a folder without
-    shards and for a first record that cannot be read; source[i] raises BadExample.
+    path, split, min_px: as `folder.FolderSource`. The first record determines the
+    conditions. The constructor raises UserError for a folder without shards and for a
+    first record that cannot be read; source[i] raises BadExample.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train", min_px: int = 1):
@@ -76,18 +76,14 @@ class RecordSource(metadata.NamedLabels):
         self._indices = np.arange(len(self._records))
         if not has_splits:
             self._indices = self._indices[assign_splits(len(self._records)) == split]
-        classes, categories, self._label_count = self._stored_names()
+        notes = [json.loads(f.read_text()) for f in self.path.glob("[!.]*.json")]
+        classes, categories = (
+            {name for stored in notes for name in stored.get(key, ())}
+            for key in ("classes", "categories")
+        )
         self._names = metadata.Names(classes, categories)
+        self._label_count = max((n.get("num_classes", 0) for n in notes), default=0)
         self.conditions = self._conditions()
-
-    def _stored_names(self) -> tuple[set, set, int]:
-        classes, categories, count = set(), set(), 0
-        for file in self.path.glob("[!.]*.json"):
-            stored = json.loads(file.read_text())
-            classes |= set(stored.get("classes", ()))
-            categories |= set(stored.get("categories", ()))
-            count = max(count, stored.get("num_classes", 0))
-        return classes, categories, count
 
     def _conditions(self) -> list[str]:
         if not len(self):

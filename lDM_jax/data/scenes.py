@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
@@ -79,24 +80,16 @@ class SceneSource:
                 f"{MAX_OBJECTS}, the smaller number first"
             )
         self._emoji = EmojiSource(split=split, size_px=FULL_PX, path=path)
-        self._options = {
-            "split": split,
-            "size_px": size_px,
-            "num_scenes": num_scenes,
-            "seed": seed,
-            "min_objects": min_objects,
-            "max_objects": max_objects,
-            "labels": labels,
-            "background": background,
-            "path": path,
-        }
+        self._options = dict(split=split, size_px=size_px, num_scenes=num_scenes)
+        self._options |= dict(
+            seed=seed, labels=labels, background=background, path=path
+        )
+        self._options |= dict(min_objects=min_objects, max_objects=max_objects)
         self.split, self.size_px, self.seed = split, size_px, seed
-        self.background = background
-        self._num_scenes = num_scenes
+        self.background, self._num_scenes = background, num_scenes
         self._counts = min_objects, max_objects
-        groups = self._emoji.group_labels
+        groups, by_group = self._emoji.group_labels, labels == "groups"
         self._members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-        by_group = labels == "groups"
         self._captions = self._emoji.captions
         self._labels = groups if by_group else self._emoji.labels
         self._names = self._emoji.groups if by_group else self._emoji.subgroups
@@ -124,24 +117,22 @@ class SceneSource:
             over = alpha * emoji[:, :, :3] + (1 - alpha) * scene[*window, :3]
             scene[*window, :3] = np.rint(over)
             segmentation[window][alpha[:, :, 0] > 0.5] = self._labels[k] + 1
-        fractions = (boxes / self.size_px).tolist()
+        labels = self._labels[indices].tolist()
+        fractions = map(tuple, (boxes / self.size_px).tolist())
         return {
             "image": scene,
             "caption": self._caption(indices),
-            "layout": [
-                (int(self._labels[k]), tuple(box))
-                for k, box in zip(indices, fractions, strict=True)
-            ],
+            "layout": list(zip(labels, fractions, strict=True)),
             "segmentation": segmentation,
         }
 
-    def _rng(self, i: int) -> np.random.Generator:
+    def _rng(self, i: int) -> Generator:
         if not -self._num_scenes <= i < self._num_scenes:
             raise IndexError(f"scene {i} of {self._num_scenes}")
         i %= self._num_scenes
         return np.random.default_rng((self.seed, SPLITS.index(self.split), i))
 
-    def _choose(self, rng: np.random.Generator) -> list[int]:
+    def _choose(self, rng: Generator) -> list[int]:
         """Indices of different emoji, the first to become the largest."""
         indices: list[int] = []
         count = rng.integers(*self._counts, endpoint=True)
@@ -179,14 +170,12 @@ class SceneSource:
 
 def trim(pixels: np.ndarray) -> np.ndarray:
     """uint8 "H W 4" -> the smallest part with all that is more than half opaque."""
-    covered = pixels[:, :, 3] > 127
-    rows = np.flatnonzero(covered.any(axis=1))
-    columns = np.flatnonzero(covered.any(axis=0))
-    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    rows, columns = np.nonzero(pixels[:, :, 3] > 127)
+    return pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
 def place_boxes(
-    shapes: list[tuple[int, int]], size_px: int, rng: np.random.Generator
+    shapes: list[tuple[int, int]], size_px: int, rng: Generator
 ) -> np.ndarray:
     """Boxes i64 "n 4" (left, top, width, height) in pixels, the largest first.
 

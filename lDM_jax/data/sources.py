@@ -40,10 +40,8 @@ def read_records(path: str | Path) -> list[bytes]:
     if not Path(path).is_file():
         raise UserError(f"no ArrayRecord file at {path}")
     try:
-        # Zero parallelism: no thread pool is left behind.
-        reader = ArrayRecordReader(
-            str(path), "readahead_buffer_size:0,max_parallelism:0"
-        )
+        options = "readahead_buffer_size:0,max_parallelism:0"  # leaves no thread pool
+        reader = ArrayRecordReader(str(path), options)
         records = reader.read_all()
         reader.close()
     except (IndexError, RuntimeError, ValueError) as error:
@@ -54,8 +52,7 @@ def read_records(path: str | Path) -> list[bytes]:
 def parse_record(record: bytes) -> tuple[dict[str, str], bytes]:
     """One emoji record -> (header, PNG bytes); the format is in tools/make_emoji.py."""
     (length,) = struct.unpack_from("<I", record)
-    start = struct.calcsize("<I")
-    return json.loads(record[start : start + length]), record[start + length :]
+    return json.loads(record[4 : 4 + length]), record[4 + length :]
 
 
 def pad_square(pixels: np.ndarray) -> np.ndarray:
@@ -82,18 +79,12 @@ class EmojiSource:
     """
 
     def __init__(
-        self,
-        *,
-        split: str = "train",
-        size_px: int = 64,
-        path: str | Path | None = None,
+        self, *, split: str = "train", size_px: int = 64, path: str | Path | None = None
     ):
         check_option("split", split, SPLITS)
         if size_px < 1:
             raise UserError(f"size_px is {size_px}; it must be at least 1")
-        self.split = split
-        self.size_px = size_px
-        self.path = Path(path or EMOJI)
+        self.split, self.size_px, self.path = split, size_px, Path(path or EMOJI)
         all_records = [parse_record(record) for record in read_records(self.path)]
         records = [item for item in all_records if item[0]["split"] == split]
         self._subgroups = sorted({header["subgroup"] for header, _ in all_records})
@@ -101,9 +92,11 @@ class EmojiSource:
         self._headers = [header for header, _ in records]
         self._pngs = [png for _, png in records]
         self._images: list[np.ndarray | None] = [None] * len(records)
-        index = {name: label for label, name in enumerate(self._subgroups)}
-        self._labels = np.array(
-            [index[header["subgroup"]] for header in self._headers], np.int32
+        self._labels = self._numbers("subgroup", self._subgroups)
+
+    def _numbers(self, key: str, names: list[str]) -> np.ndarray:
+        return np.array(
+            [names.index(header[key]) for header in self._headers], np.int32
         )
 
     def __len__(self) -> int:
@@ -159,8 +152,7 @@ class EmojiSource:
     @property
     def group_labels(self) -> np.ndarray:
         """i32 "len(self)": the index in `groups` of every emoji of this split."""
-        indices = [self._groups.index(header["group"]) for header in self._headers]
-        return np.array(indices, np.int32)
+        return self._numbers("group", self._groups)
 
     @property
     def fingerprint(self) -> str:
@@ -177,10 +169,7 @@ class EmojiSource:
 
 
 class First:
-    """The first `count` examples of a source (all, if it has fewer).
-
-    It has those of SHARED that the source has.
-    """
+    """The first `count` examples (or all) of a source, with what it has of SHARED."""
 
     SHARED = ("conditions", "num_classes", "classes", "categories", "captions_of")
 
@@ -223,14 +212,10 @@ class ArraySource:
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self._arrays = {key: np.asarray(value) for key, value in arrays.items()}
-        lengths = {
-            key: value.shape[0] if value.ndim else None
-            for key, value in self._arrays.items()
-        }
+        lengths = {k: v.shape[0] if v.ndim else None for k, v in self._arrays.items()}
         if len(set(lengths.values())) != 1 or None in lengths.values():
-            raise ValueError(
-                f"the arrays of a source need one common length, got {lengths}"
-            )
+            text = f"the arrays of a source need one common length, got {lengths}"
+            raise ValueError(text)
         self._length = next(iter(lengths.values()))
 
     def __len__(self) -> int:

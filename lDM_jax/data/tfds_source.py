@@ -65,14 +65,15 @@ class TfdsSource:
         image_keys = ["image", self._keys["segmentation"]]
         raw = {key: tfds.decode.SkipDecoding() for key in image_keys if key}
         self._rows = builder.as_data_source(split=self._part, decoders=raw)
-        self._identity = f"{builder.info.full_name} {self._part} {len(self)}"
+        self._identity = (
+            f"tfds {builder.info.full_name} {self._part} {len(self)} {min_px}"
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, i: int) -> dict:
-        row, keys = self._rows[i], self._keys
-        fields = {}
+        row, keys, fields = self._rows[i], self._keys, {}
         if keys["label"]:
             fields["label"] = int(row["label"])
         if keys["caption"]:
@@ -99,8 +100,7 @@ class TfdsSource:
     @property
     def fingerprint(self) -> str:
         """Hash of the data set's name, version, split and length, in hexadecimal."""
-        text = f"tfds {self._identity} {self.min_px}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(self._identity.encode()).hexdigest()
 
     def __reduce__(self):
         return self._remake, ()
@@ -111,10 +111,8 @@ def _builder(name: str, data_dir: str):
     import tensorflow_datasets as tfds
 
     options = {"data_dir": os.path.expanduser(data_dir)} if data_dir else {}
-    how = (
-        f"prepare it once: tfds build {name} --file_format=array_record, and set "
-        "config.data.data_dir to its --data_dir"
-    )
+    how = f"prepare it once: tfds build {name} --file_format=array_record, and set "
+    how += "config.data.data_dir to its --data_dir"
     try:
         builder = tfds.builder(name, try_gcs=False, **options)
     except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
@@ -145,10 +143,8 @@ def _find_feature(features, names: tuple[str, ...]) -> str:
 
 def _texts(value) -> list[str]:
     """Texts of a feature: one, a list, or the "text" of a list of dicts."""
-    if isinstance(value, dict):
-        value = value.get("text", ())
-    if isinstance(value, (bytes, str)):
-        value = [value]
+    value = value.get("text", ()) if isinstance(value, dict) else value
+    value = [value] if isinstance(value, (bytes, str)) else value
     parts = [item["text"] if isinstance(item, dict) else item for item in value]
     return [p.decode("utf-8", "replace") if isinstance(p, bytes) else p for p in parts]
 

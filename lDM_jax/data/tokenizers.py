@@ -26,10 +26,8 @@ SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's words: special tokens (those in capitals still are in a text by then), English
 # clitics, runs of letters, single digits, runs of the rest.
-CLIP_WORDS = "|".join(
-    (r"<\|startoftext\|>", r"<\|endoftext\|>", "'s", "'t", "'re", "'ve", "'m", "'ll")
-    + ("'d", r"\p{L}+", r"\p{N}", r"[^\s\p{L}\p{N}]+")
-)
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+CLIP_WORDS += r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class _Padded:
@@ -41,9 +39,8 @@ class _Padded:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """i32 "b n", one row a text."""
         if isinstance(texts, str):
-            raise TypeError(
-                f"{type(self).__name__} takes a list of texts, was given one str"
-            )
+            name = type(self).__name__
+            raise TypeError(f"{name} takes a list of texts, was given one str")
         # One at a time: the batch call starts a thread pool that outlives it.
         rows = [self._backend.encode(text).ids for text in texts]
         return np.array(rows, np.int32).reshape(len(rows), self.max_length)
@@ -51,6 +48,11 @@ class _Padded:
     def loses(self, text: str) -> bool:
         """True if the text is too long, so that its end is left out."""
         return bool(self._backend.encode(text).overflowing)
+
+
+def _check_length(length: int, ends: str) -> None:
+    if length < 2:
+        raise UserError(f"max_length is {length}: at least 2 are needed, {ends}")
 
 
 class BertTokenizer(_Padded):
@@ -68,12 +70,8 @@ class BertTokenizer(_Padded):
     """
 
     def __init__(self, vocab_path: str | Path | None = None, max_length: int = 77):
-        if max_length < 2:
-            raise UserError(
-                f"max_length is {max_length}: at least 2 are needed, [CLS] and [SEP]"
-            )
-        self.vocab_path = Path(vocab_path or BERT_VOCAB)
-        self.max_length = max_length
+        _check_length(max_length, "[CLS] and [SEP]")
+        self.max_length, self.vocab_path = max_length, Path(vocab_path or BERT_VOCAB)
         try:
             pieces = self.vocab_path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
@@ -81,9 +79,8 @@ class BertTokenizer(_Padded):
         vocab = {piece: index for index, piece in enumerate(pieces) if piece}
         missing = [token for token in SPECIAL if token not in vocab]
         if missing:
-            raise UserError(
-                f"{self.vocab_path} is not a BERT vocabulary: no line {missing[0]}"
-            )
+            text = f"{self.vocab_path} is not a BERT vocabulary: no line {missing[0]}"
+            raise UserError(text)
         self.vocab_size = len(vocab)
         backend = Tokenizer(WordPiece(vocab, unk_token=UNK))
         backend.normalizer = BertNormalizer(lowercase=True)
@@ -121,10 +118,7 @@ class ClipTokenizer(_Padded):
     vocab_size = 49_408
 
     def __init__(self, max_length: int = 77, pad: str = "eos"):
-        if max_length < 2:
-            raise UserError(
-                f"max_length is {max_length}: at least 2 are needed, start and end"
-            )
+        _check_length(max_length, "start and end")
         if pad not in ("eos", "zero"):
             raise UserError(f"pad is {pad!r}: one of eos, zero")
         self.max_length, self.pad = max_length, pad
@@ -132,11 +126,9 @@ class ClipTokenizer(_Padded):
         backend = Tokenizer(BPE(vocab, merges, end_of_word_suffix="</w>"))
         backend.normalizer = InTurn([NFC(), Lowercase()])
         words = Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
-        to_bytes = ByteLevel(add_prefix_space=False)
-        backend.pre_tokenizer = SplitInTurn([words, to_bytes])
-        backend.post_processor = BertProcessing(
-            (END, vocab[END]), (START, vocab[START])
-        )
+        backend.pre_tokenizer = SplitInTurn([words, ByteLevel(add_prefix_space=False)])
+        ends = (END, vocab[END]), (START, vocab[START])
+        backend.post_processor = BertProcessing(*ends)
         backend.add_special_tokens([START, END])
         backend.enable_truncation(max_length)
         pad_id = vocab[END] if pad == "eos" else 0

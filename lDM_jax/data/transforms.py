@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import BadExample, UserError
 
 Example = dict
-Transform = Callable[[Example, np.random.Generator], Example]
+Transform = Callable[[Example, Generator], Example]
 
 BACKGROUNDS = ("white", "random")
 SPATIAL_KEYS = ("image", "low_res", "mask", "segmentation")
@@ -23,8 +24,7 @@ SPATIAL_KEYS = ("image", "low_res", "mask", "segmentation")
 def check_option(name: str, value: str, valid: Iterable[str]) -> None:
     """UserError unless the value is one of the valid ones."""
     if value not in valid:
-        options = ", ".join(map(repr, valid))
-        raise UserError(f"{name} is {value!r}; valid are {options}")
+        raise UserError(f"{name} is {value!r}; valid are {', '.join(map(repr, valid))}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Compose:
 
     transforms: tuple[Transform, ...]
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         for transform in self.transforms:
             example = transform(example, rng)
         return example
@@ -48,10 +48,8 @@ def compose(*transforms: Transform) -> Compose:
 class Composite:
     """Composite the image over a color: image uint8 "H W 4" -> f32 [-1, 1] "H W 3".
 
-    An image of three channels is opaque. The generator is used all the same.
-
-    x = alpha * color + (1 - alpha) * background. The background is white, or a color
-    drawn per example, uniform over the cube of uint8 colors.
+    x = alpha * color + (1 - alpha) * background; white, or a color per example, uniform
+    over the uint8 cube. Three channels are opaque, but the generator is used as well.
     """
 
     background: str = "white"
@@ -59,7 +57,7 @@ class Composite:
     def __post_init__(self):
         check_option("background", self.background, BACKGROUNDS)
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         pixels = image.to_float(example["image"])
         background = np.full(3, 255, np.uint8)
         if self.background == "random":
@@ -74,8 +72,7 @@ class Composite:
 
 def on_white(pixels: np.ndarray) -> np.ndarray:
     """uint8 "H W 4" or "H W 3" -> uint8 "H W 3" on white."""
-    x = Composite()({"image": pixels}, None)["image"]
-    return image.to_uint8(x)
+    return image.to_uint8(Composite()({"image": pixels}, None)["image"])
 
 
 @dataclass(frozen=True)
@@ -89,27 +86,23 @@ class RandomFlip:
 
     def __post_init__(self):
         if not 0.0 <= self.probability <= 1.0:
-            raise UserError(
-                f"the flip probability is {self.probability}; it must lie in [0, 1]"
-            )
+            text = f"the flip probability is {self.probability}; it must lie in [0, 1]"
+            raise UserError(text)
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         if "boxes" in example:
             raise ValueError("flip before the layout becomes tokens, not after")
         if rng.random() >= self.probability:
             return example
-        flipped = {
-            key: np.ascontiguousarray(example[key][:, ::-1])
-            for key in SPATIAL_KEYS
-            if key in example
-        }
+        flipped = dict(example)
+        for key in SPATIAL_KEYS:
+            if key in example:
+                flipped[key] = np.ascontiguousarray(example[key][:, ::-1])
         if "layout" in example:
-            flipped["layout"] = [
-                (label, mirror_box(box)) for label, box in example["layout"]
-            ]
+            flipped["layout"] = [(k, mirror_box(box)) for k, box in example["layout"]]
         if "crop" in example:
             flipped["crop"] = mirror_box(example["crop"])
-        return {**example, **flipped}
+        return flipped
 
 
 def mirror_box(box: tuple) -> tuple:
@@ -120,16 +113,12 @@ def mirror_box(box: tuple) -> tuple:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Replace caption, a str, by tokens, i32 "n"; tokenizer: list[str] -> i32 "b n".
-
-    Of several "captions" one is drawn.
-    """
+    """Replace caption by tokens, i32 "n"; of several "captions", one by chance."""
 
     tokenizer: Callable[[list[str]], np.ndarray]
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        names = ("caption", "captions")
-        rest = {key: value for key, value in example.items() if key not in names}
+    def __call__(self, example: Example, rng: Generator) -> Example:
+        rest = {k: v for k, v in example.items() if k not in ("caption", "captions")}
         caption = example["caption"]
         if "captions" in example:
             caption = example["captions"][rng.integers(len(example["captions"]))]
@@ -148,7 +137,7 @@ class TokenizeLayout:
     tokenizer: Callable[[list], np.ndarray]
     shuffle: bool = True
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         rest = {k: v for k, v in example.items() if k not in ("layout", "crop")}
         layout, most = example["layout"], getattr(self.tokenizer, "max_objects", 0)
         if most and len(layout) > most:
@@ -165,7 +154,7 @@ class CheckLabels:
 
     count: int
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         labels = example["segmentation"]
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.count:
             raise BadExample(
@@ -181,7 +170,7 @@ class Keep:
 
     keys: tuple[str, ...]
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, example: Example, rng: Generator) -> Example:
         missing = [key for key in self.keys if key not in example]
         if missing:
             raise KeyError(f"no {missing[0]!r} to keep; there is {sorted(example)}")

@@ -1,7 +1,7 @@
 """webdataset tar shards -> ArrayRecord files, one per shard.
 
-Members of a tar that share a name up to its first dot are one example. A shard's
-records are whole when the JSON beside them exists: it is written last.
+Members of a tar that share a name up to its first dot and follow each other are one
+example. A shard's records are whole when the JSON beside them exists: it is the last.
 """
 
 import os
@@ -21,11 +21,7 @@ FIELDS = ("caption", "text", "label", "boxes", "labels", "objects")
 
 
 def examples(tar: Path) -> Iterator[dict[str, bytes]]:
-    """{suffix: content} of every example, in the order of the tar.
-
-    Members of one example follow each other, as webdataset writes them. UserError if
-    the file is not a tar or is cut short.
-    """
+    """{suffix: content} of every example; UserError if the tar is not whole."""
     try:
         check_end(tar)
         with tarfile.open(tar, "r|*") as file:
@@ -78,9 +74,8 @@ def read_fields(example: dict[str, bytes]) -> tuple[dict, dict[str, bytes]] | No
         return None
     if metadata.check(fields):
         return None
-    files = {"image": pixels}
-    files |= {MAPS[name]: data for name, data in example.items() if name in MAPS}
-    return {key: fields[key] for key in FIELDS if key in fields}, files
+    maps = {MAPS[name]: data for name, data in example.items() if name in MAPS}
+    return {k: fields[k] for k in FIELDS if k in fields}, {"image": pixels, **maps}
 
 
 def convert(tar: Path, target: Path) -> dict:

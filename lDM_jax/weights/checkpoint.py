@@ -12,6 +12,7 @@ leaf has a checksum: the sum of its 32-bit words mod 2^32, which does not depend
 the leaf is split over devices.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -97,9 +98,8 @@ class Keep:
                 "at least 0"
             )
         if self.mode not in ("min", "max"):
-            raise UserError(
-                f"config.train.best_mode = {self.mode!r}; valid: 'min', 'max'"
-            )
+            text = f"config.train.best_mode = {self.mode!r}; valid: 'min', 'max'"
+            raise UserError(text)
 
     def policy(self):
         """The same for orbax."""
@@ -108,14 +108,9 @@ class Keep:
         if self.every_steps:
             rules.append(policies.EveryNSteps(self.every_steps))
         if self.best:
-            rules.append(
-                policies.BestN(
-                    get_metric_fn=self.value,
-                    reverse=self.mode == "min",
-                    n=self.best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            options = dict(reverse=self.mode == "min", n=self.best)
+            options["keep_checkpoints_without_metrics"] = False
+            rules.append(policies.BestN(get_metric_fn=self.value, **options))
         return policies.AnyPreservationPolicy(rules)
 
     def value(self, metrics: dict[str, float]) -> float:
@@ -128,10 +123,10 @@ class Keep:
     def check(self, metrics: dict[str, float]) -> None:
         """UserError if an evaluation does not measure the metric."""
         if self.best and self.metric not in metrics:
-            raise UserError(
+            text = (
                 f"config.train.best_metric = {self.metric!r} is not measured; valid: "
-                f"{', '.join(sorted(metrics))}"
             )
+            raise UserError(text + ", ".join(sorted(metrics)))
 
 
 ALL = Keep(latest=10**9)
@@ -196,40 +191,34 @@ class Checkpoints:
         )
         if guard is not None:
             items["guard"] = ocp.args.JsonSave(guard)
-        try:
+        with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
-        except Exception as error:  # tensorstore raises bare Exceptions
-            raise self._failure(error) from None
 
     def check(self) -> None:
         """Raise as `save` does if writing in the background has failed; never waits."""
-        try:
+        with self._writing():
             self._manager.check_for_errors()
-        except Exception as error:  # tensorstore raises bare Exceptions
-            raise self._failure(error) from None
 
     def wait(self) -> None:
         """Block until everything is on disk; raises as `save` does."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:  # tensorstore raises bare Exceptions
-            raise self._failure(error) from None
 
     def close(self) -> None:
         """Finish writing and release threads; raises as `save` does."""
-        try:
+        with self._writing():
             self._manager.close()
-        except Exception as error:  # tensorstore raises bare Exceptions
-            raise self._failure(error) from None
 
-    def _failure(self, error: Exception) -> UserError:
-        rest = "the last whole checkpoint is intact"
-        if not self.steps():
-            rest = "no whole checkpoint is there yet"
-        return UserError(
-            f"cannot write a checkpoint in {self.workdir}: {in_one_line(error)}; {rest}"
-        )
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except Exception as error:  # tensorstore raises bare Exceptions
+            intact = "the last whole checkpoint is intact"
+            rest = intact if self.steps() else "no whole checkpoint is there yet"
+            text = f"cannot write a checkpoint in {self.workdir}: {in_one_line(error)}"
+            raise UserError(f"{text}; {rest}") from None
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint on disk, ascending."""
@@ -272,11 +261,8 @@ class Checkpoints:
             "iterator": ocp.args.JsonRestore(),
         }
         # Runs begun before these were stored go on without.
-        there = [
-            name
-            for name in ("checksums", "guard")
-            if (self.folder / str(step) / name).is_dir()
-        ]
+        stored_names = {path.name for path in (self.folder / str(step)).iterdir()}
+        there = sorted(stored_names & {"checksums", "guard"})
         items |= {name: ocp.args.JsonRestore() for name in there}
         stored = self._manager.restore(step, args=ocp.args.Composite(**items))
         if "checksums" in there:
@@ -316,17 +302,13 @@ def load_state(workdir: str | Path) -> dict:
         try:
             return _load_state(folder / str(step))
         except Exception as error:  # tensorstore raises bare Exceptions
-            log.warning(
-                "checkpoint %d is damaged and skipped (%s)", step, in_one_line(error)
-            )
+            reason = in_one_line(error)
+            log.warning("checkpoint %d is damaged and skipped (%s)", step, reason)
     raise UserError(f"{workdir} has no whole checkpoint yet")
 
 
 def load_snapshot(workdir: str | Path, step: int) -> list[dict]:
-    """The averages that a run has stored at `step`, nested dicts of numpy arrays.
-
-    UserError for one that is not there, or damaged.
-    """
+    """The averages that a run has stored at `step`; UserError if missing or damaged."""
     folder = Path(workdir).absolute() / SNAPSHOTS / str(step)
     try:
         return _load_state(folder)
@@ -338,12 +320,13 @@ def _load_state(folder: Path) -> Any:
     ocp = _orbax()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as reader:
-        metadata = reader.metadata(folder / "state").item_metadata.tree
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            metadata,
+        state = reader.restore(
+            folder / "state",
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                reader.metadata(folder / "state").item_metadata.tree,
+            ),
         )
-        state = reader.restore(folder / "state", abstract)
     if (folder / "checksums").is_dir():
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             verify(state, reader.restore(folder / "checksums"))

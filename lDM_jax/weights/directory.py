@@ -118,14 +118,12 @@ def save_lazily(
     dtype = np.dtype(np.float16 if half else np.float32)
     named = {"/".join(names): lazy for names, lazy in arrays.items()}
     groups = _groups(named, dtype.itemsize)
-    if len(groups) == 1:
-        write_tensors(path / WEIGHTS, named, dtype=dtype)
-    else:
-        places = {}
-        for index, group in enumerate(groups, start=1):
-            file = SHARD.format(index, len(groups))
-            write_tensors(path / file, group, dtype=dtype)
-            places |= dict.fromkeys(group, file)
+    places = {}
+    for index, group in enumerate(groups, start=1):
+        file = WEIGHTS if len(groups) == 1 else SHARD.format(index, len(groups))
+        write_tensors(path / file, group, dtype=dtype)
+        places |= dict.fromkeys(group, file)
+    if len(groups) > 1:
         write_json(path / INDEX, {"weight_map": places})
     write_json(path / CONFIG, config)
 
@@ -155,13 +153,11 @@ def write_tensors(
     Written here rather than by the library, which wants all arrays at once: a JSON of
     {name: {dtype, shape, data_offsets}} behind its length as u64, then the numbers.
     """
-    header, offset = {}, 0
+    header, end, kind = {}, 0, {2: "F16", 4: "F32"}[dtype.itemsize]
     for name, lazy in tensors.items():
-        size = math.prod(lazy.shape) * dtype.itemsize
-        kind = {2: "F16", 4: "F32"}[dtype.itemsize]
-        places = [offset, offset + size]
-        header[name] = dict(dtype=kind, shape=list(lazy.shape), data_offsets=places)
-        offset += size
+        begin, end = end, end + math.prod(lazy.shape) * dtype.itemsize
+        places = dict(data_offsets=[begin, end])
+        header[name] = dict(dtype=kind, shape=list(lazy.shape), **places)
     if metadata:
         header["__metadata__"] = metadata
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -190,10 +186,7 @@ def to_f32(array: np.ndarray) -> np.ndarray:
 
 
 def check_cover(params: dict, expected: dict, *, what: str) -> None:
-    """Raise UserError unless both trees have the same names and shapes.
-
-    The message has the three lists: missing, unexpected, mismatched.
-    """
+    """UserError with three lists unless both trees have the same names and shapes."""
     have = {"/".join(k): np.shape(v) for k, v in flatten_dict(params).items()}
     want = {"/".join(k): np.shape(v) for k, v in flatten_dict(expected).items()}
     missing = sorted(want.keys() - have.keys())

@@ -40,9 +40,8 @@ def fetch(url: str, *, sha256_prefix: str, name: str = "", otherwise: str = "") 
         try:
             _check(digest, sha256_prefix)
         except OSError as error:
-            raise UserError(
-                f"{path} is not the file of {url} ({error}): delete or replace it"
-            ) from None
+            text = f"{path} is not the file of {url} ({error}): delete or replace it"
+            raise UserError(text) from None
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +50,10 @@ def fetch(url: str, *, sha256_prefix: str, name: str = "", otherwise: str = "") 
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it is the server's answer, with its socket
         reason = " ".join(str(error).split()) or type(error).__name__
-        hint = f"; or {otherwise}" if otherwise else ""
-        raise UserError(
-            f"cannot download {path.name} ({reason}): put the file of {url} at "
-            f"{path}{hint}"
-        ) from None
+        text = (
+            f"cannot download {path.name} ({reason}): put the file of {url} at {path}"
+        )
+        raise UserError(text + (f"; or {otherwise}" if otherwise else "")) from None
     return path
 
 
@@ -81,6 +79,5 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
 def _check(digest: str, sha256_prefix: str) -> None:
     """OSError unless the digest begins with the prefix."""
     if not digest.startswith(sha256_prefix):
-        raise OSError(
-            f"its SHA-256 begins with {digest[:8]} instead of {sha256_prefix[:8]}"
-        )
+        begins = f"its SHA-256 begins with {digest[:8]}"
+        raise OSError(f"{begins} instead of {sha256_prefix[:8]}")

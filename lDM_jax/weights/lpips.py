@@ -37,11 +37,10 @@ def load_lpips(path: str | os.PathLike = "") -> dict:
     if not os.fspath(path):
         path = fetch(VGG16_URL, sha256_prefix=VGG16_SHA256, otherwise=WITHOUT)
     names = lpips_names(LPIPS())
-    heads = {name: entry for name, entry in names.items() if name.startswith("lin")}
-    convs = {name: entry for name, entry in names.items() if name not in heads}
+    heads = {name: names.pop(name) for name in list(names) if name.startswith("lin")}
     state_dict = torch_file.read(path)
     try:
-        params = from_original(state_dict, convs, ignored=("classifier.",))["params"]
+        params = from_original(state_dict, names, ignored=("classifier.",))["params"]
     except UserError as error:
         raise UserError(f"{path} is not torchvision's VGG16: {error}") from None
     params |= from_original(torch_file.read(HEADS), heads)["params"]

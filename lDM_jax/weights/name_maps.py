@@ -113,20 +113,20 @@ def lazy_from_original(
     names begin with one of `ignored`. Otherwise UserError with three lists of entries:
     missing, unexpected, mismatched (in shape).
     """
-    needed = {name for name, entry in names.items() if entry.path is not None}
     shapes = shapes_of(state_dict)
-    left = shapes.keys() - names.keys()
-    unexpected = {name for name in left if not name.startswith(tuple(ignored))}
+    unknown = shapes.keys() - names.keys()
+    unexpected = {name for name in unknown if not name.startswith(tuple(ignored))}
     mismatched = [
         f"{name} {shapes[name]} instead of {entry.shape}"
         for name, entry in names.items()
         if shapes.get(name, entry.shape) != entry.shape
     ]
-    _report(needed - shapes.keys(), unexpected, mismatched)
     sources: dict[Path, list[tuple[str, Entry]]] = {}
     for name, entry in names.items():
         if entry.path is not None:
             sources.setdefault(entry.path, []).append((name, entry))
+    needed = {name for parts in sources.values() for name, _ in parts}
+    _report(needed - shapes.keys(), unexpected, mismatched)
 
     def lazy(parts: list[tuple[str, Entry]]) -> Lazy:
         def make() -> np.ndarray:

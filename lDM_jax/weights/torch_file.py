@@ -102,18 +102,14 @@ class TorchFile(Mapping):
         strides = [step * view.dtype.itemsize for step in view.strides]
         array = np.lib.stride_tricks.as_strided(array, view.shape, strides)
         if view.widen:
-            bits = array.astype(np.uint32) << np.uint32(16)
-            numbers = bits.view(np.float32)
+            numbers = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
         else:
             numbers = array.astype(view.dtype.newbyteorder("="), order="C")
-        self._release(begin, end)
-        return numbers
-
-    def _release(self, begin: int, end: int) -> None:
-        """Give back the pages of bytes that were read: they count as our memory."""
         if hasattr(mmap, "MADV_DONTNEED") and end > begin:
+            # Give back the pages that were read: they count as our memory.
             start = begin - begin % mmap.PAGESIZE
             self._data.madvise(mmap.MADV_DONTNEED, start, end - start)
+        return numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
@@ -192,10 +188,9 @@ class _Refused(ValueError):
 
 def _line(text: str, limit: int) -> str:
     """Printable text of one line and at most `limit` characters."""
-    text = " ".join(text[: 2 * limit].split())
     printable = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
+        for letter in " ".join(text[: 2 * limit].split())
     )
     return printable if len(printable) <= limit else printable[:limit] + ".."
 
@@ -230,12 +225,10 @@ def _read_zip(data: mmap.mmap) -> dict[str, View]:
     big = order is not None and _content(data, order) == b"big"
     tensors = _tensors(pickled)
     spans = {}
-    for tensor in tensors.values():
-        key = tensor.storage.key
-        if key not in spans:
-            if f"{root}data/{key}" not in members:
-                raise _Refused(f"is incomplete: it has no data/{key}")
-            spans[key] = _span(data, members[f"{root}data/{key}"])
+    for key in {tensor.storage.key: None for tensor in tensors.values()}:
+        if f"{root}data/{key}" not in members:
+            raise _Refused(f"is incomplete: it has no data/{key}")
+        spans[key] = _span(data, members[f"{root}data/{key}"])
     return {
         name: _check(name, tensor, spans[tensor.storage.key], big=big)
         for name, tensor in tensors.items()
@@ -318,9 +311,8 @@ def _load(stream: io.BytesIO) -> Pickled:
         raise _Refused(f"holds a broken pickle: {error}") from None
     bad = suspicious(pickled.globals)
     if bad:
-        raise _Refused(
-            f"asks to call {_list(bad)}: no checkpoint needs that. Nothing was executed"
-        )
+        reason = "no checkpoint needs that. Nothing was executed"
+        raise _Refused(f"asks to call {_list(bad)}: {reason}")
     return pickled
 
 

@@ -58,19 +58,14 @@ class Pickled(NamedTuple):
 # Packages whose names occur in honest checkpoints. None is imported, none called.
 PACKAGES = {"torch", "collections", "pytorch_lightning", "lightning", "omegaconf"}
 PACKAGES |= {"lightning_fabric", "lightning_utilities"}
-TYPES = (
-    "bool bytearray bytes complex dict float frozenset int list object set slice str"
-)
+TYPES = "bool bytearray bytes complex dict float frozenset int list object set slice"
 OTHERS = """numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.dtype
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy.ndarray
     argparse.Namespace _codecs.encode typing.Any copyreg._reconstructor
     copy_reg._reconstructor pathlib.Path pathlib.PosixPath pathlib.PurePosixPath"""
-BENIGN = {"builtins.tuple", "__builtin__.tuple", *OTHERS.split()}
-BENIGN |= {
-    f"{module}.{name}"
-    for name in TYPES.split()
-    for module in ("builtins", "__builtin__")
-}
+BENIGN = set(OTHERS.split())
+for _name in (*TYPES.split(), "str", "tuple"):
+    BENIGN |= {f"builtins.{_name}", f"__builtin__.{_name}"}
 
 
 def suspicious(names: Iterable[str]) -> list[str]:
@@ -90,17 +85,12 @@ CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS, GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 NOTHING = ("PROTO", "FRAME")
-
-
 # The Warning: strings of protocol 0 with escapes that Python is about to give up.
 FAILURES = (ValueError, IndexError, KeyError, TypeError, OverflowError, Warning)
 
 
 def interpret(stream: BinaryIO) -> Pickled:
-    """The pickle at the stream's position; the stream is left behind it.
-
-    Raises BrokenPickle for bytes that are not a pickle of known opcodes.
-    """
+    """The pickle at the stream's position, which moves behind it, or BrokenPickle."""
     machine = _Machine()
     try:
         for opcode, arg, _ in pickletools.genops(stream):
@@ -157,6 +147,8 @@ class _Machine:
 
     def on_pop(self, _) -> None:
         self.stack.pop()
+
+    on_build = on_pop
 
     def on_pop_mark(self, _) -> None:
         self.marked()
@@ -235,9 +227,6 @@ class _Machine:
     def on_newobj_ex(self, _) -> None:
         self.stack.pop()
         self.on_reduce(None)
-
-    def on_build(self, _) -> None:
-        self.stack.pop()
 
     def on_binpersid(self, _) -> None:
         value = _storage(self.stack.pop())
