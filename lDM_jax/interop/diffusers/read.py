@@ -171,18 +171,19 @@ def unet(path: Path, channels: int, layout: Layout) -> Component:
     network = networks.unet(section, out_channels=makes)
     table = names.diffusers_unet_names(network, takes)
     state_dict = read_weights(path, MODEL_FILES)
-    if not spatial and any(name.endswith(".query.weight") for name in state_dict):
-        table = {old_attention(name): entry for name, entry in table.items()}
+    if not spatial:
+        table = named_as(state_dict, table)
     section["sample_size"] = config.get("sample_size")
     rooted = name_maps.prefixed(table, "", UNET_ROOT)
     return component("unet", path, section, state_dict, rooted)
 
 
-def old_attention(name: str) -> str:
-    """The name of an attention layer's entry before diffusers 0.15."""
-    for new, old in names.OLD_ATTENTION.items():
-        name = name.replace(f".{new}.", f".{old}.")
-    return name
+def named_as(state_dict: Mapping, table: Names) -> Names:
+    """The table, with the attention's names of before diffusers 0.15 if a file has them."""
+    if any(name.endswith(".query.weight") for name in state_dict):
+        for new, old in names.OLD_ATTENTION.items():
+            table = {k.replace(f".{new}.", f".{old}."): v for k, v in table.items()}
+    return table
 
 
 def first_stage(path: Path) -> Component:
@@ -191,9 +192,8 @@ def first_stage(path: Path) -> Component:
     validate.choice(config, "_class_name", FIRST_STAGES, "")
     section = first_stage_settings.diffusers_first_stage(config)
     state_dict = read_weights(path, MODEL_FILES)
-    old = any(name.endswith(".query.weight") for name in state_dict)
     network = networks.autoencoder(section)
-    table = names.diffusers_autoencoder_names(network, old_attention=old)
+    table = named_as(state_dict, names.diffusers_autoencoder_names(network))
     size = config.get("sample_size")
     usable = validate.whole(size) and size % network.factor == 0
     ours = first_stage_settings.first_stage_config(
