@@ -12,7 +12,7 @@ file calls once. The data sets of `config.data.source`; what each expects of
     coco, openimages   as they are handed out                  data.annotated
     latents      encoded before                                data.latents
 
-The embedded ones take no path: where one is given, it is a folder.
+The embedded ones take no path: a path there means a folder.
 """
 
 from collections.abc import Callable
@@ -146,7 +146,7 @@ def check_conditions(config: ConfigDict, source) -> None:
 
 def class_names(source, where: str = "classes") -> list[str]:
     """The names of the labels of pictures ("classes"), or of boxes ("categories"), by
-    number; none without names."""
+    number; [] without names."""
     return list(getattr(source, where, None) or ())
 
 

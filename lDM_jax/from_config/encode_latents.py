@@ -101,7 +101,7 @@ def encode(
 ) -> dict[str, np.ndarray]:
     """Moments and conditions of a whole source in memory: dict of "N ..." arrays.
 
-    name: of the lines that tell how far it is; without one there are none.
+    name: of the lines that tell how far it is; without it nothing is said.
     """
     parts, count = [], 0
     progress = Progress(f"encoding {name}:", len(data)) if name else None

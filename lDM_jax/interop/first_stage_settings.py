@@ -53,7 +53,7 @@ def original_first_stage(params: Mapping, *, is_kl: bool) -> dict:
     """config.autoencoder of the `params` of an original first stage.
 
     attn_resolutions become downsampling factors: 2^i where resolution // 2^i is among
-    them. Without attention (`attn_type: none`) there is none in the middle either.
+    them. `attn_type: none` is without attention in the middle too.
     """
     ddconfig = validate.table(params, "ddconfig")
     validate.demand_known(ddconfig, DDCONFIG, "ddconfig")

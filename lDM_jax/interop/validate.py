@@ -108,7 +108,7 @@ def number(values: Mapping, key: str, default: float | None = None) -> float:
 
 
 def rate(values: Mapping, key: str) -> float:
-    """A number in [0, 1), 0 where there is none."""
+    """A number in [0, 1), 0 where the key is absent."""
     value = values.get(key, 0.0)
     good = type(value) in (int, float) and 0 <= value < 1
     require(good, key, value, "a number in [0, 1)")

@@ -179,7 +179,7 @@ def unet(path: Path, channels: int, layout: Layout) -> Component:
 
 
 def named_as(state_dict: Mapping, table: Names) -> Names:
-    """The table, with the attention's names of before diffusers 0.15 if a file has them."""
+    """The table, with attention's names before diffusers 0.15 if the file has them."""
     if any(name.endswith(".query.weight") for name in state_dict):
         for new, old in names.OLD_ATTENTION.items():
             table = {k.replace(f".{new}.", f".{old}."): v for k, v in table.items()}

@@ -130,7 +130,7 @@ def block_levels(config: Mapping, kind: str, levels: int) -> tuple[list[bool], b
 
 
 def equal(config: Mapping, key: str, levels: int, default: int) -> int:
-    """One number, given once or for every level."""
+    """One number, said once or for every level."""
     values = validate.a_level(config, key, levels, default)
     if len(set(values)) > 1:
         raise UserError(f"{key} = {values}: different levels are not supported")

@@ -128,7 +128,7 @@ READERS: dict[str, Callable[..., Converted]] = {
 def latent_scale(
     stage: SecondStage, state_dict: name_maps.StateDict, chosen: float | None
 ) -> tuple[float, str]:
-    """(scale, where it is from): the flag, the buffer, the YAML; 1 where none says."""
+    """(scale, where it is from): the flag, the buffer, the YAML; else 1."""
     if chosen is not None:
         return chosen, "--scale"
     stored = None
@@ -172,7 +172,7 @@ def class_entry(rows: int, width: int) -> Entry:
 
 
 def first_stage_table(stage: SecondStage, prefix: str = FIRST_STAGE_PREFIX) -> Names:
-    """The first stage's names below a prefix; none for pixels."""
+    """The first stage's names below a prefix; empty for pixels."""
     if stage.first_stage is None:
         return {}
     network = networks.autoencoder(stage.first_stage["autoencoder"])

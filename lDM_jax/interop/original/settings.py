@@ -95,8 +95,8 @@ def second_stage(params: Mapping, *, heads: str = "auto") -> SecondStage:
         )
     first, factor, channels = first_stage(params)
     condition = conditioner(params, unet_params, channels)
-    given = condition.route == "given"
-    section, note = unet(unet_params, heads=heads, given_context=given)
+    untrained = condition.route == "given"
+    section, note = unet(unet_params, heads=heads, given_context=untrained)
     check_fit(unet_params, section, condition, channels, factor)
     size_px = validate.integer(params, "image_size") * factor
     text = condition.sections.pop("tower", None)
