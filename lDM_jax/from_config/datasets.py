@@ -12,7 +12,7 @@ file calls once. The data sets of `config.data.source`; what each expects of
     coco, openimages   as they are handed out                  data.annotated
     latents      encoded before                                data.latents
 
-The embedded ones take no path: where one is given, it is a folder.
+The embedded ones take no path: a path there means a folder.
 """
 
 from collections.abc import Callable
@@ -86,24 +86,21 @@ def _emoji(config: ConfigDict, split: str):
 
 
 def _scenes(config: ConfigDict, split: str):
-    options = dict(config.data.scenes)
-    if split != "train":
-        options["num_scenes"] = HELD_OUT_SCENES
+    held_out = {} if split == "train" else {"num_scenes": HELD_OUT_SCENES}
+    options = {**config.data.scenes, **held_out}
     return SceneSource(split=split, size_px=config.data.size_px, **options)
 
 
 def _files(kind: Callable) -> Callable:
     def make(config: ConfigDict, split: str):
-        data = config.data
-        return kind(data.path, split=split, min_px=data.min_px)
+        return kind(config.data.path, split=split, min_px=config.data.min_px)
 
     return make
 
 
 def _tfds(config: ConfigDict, split: str):
-    data = config.data
-    options = dict(data_dir=data.data_dir, min_px=data.min_px)
-    return TfdsSource(data.path, split=split, **options)
+    options = dict(data_dir=config.data.data_dir, min_px=config.data.min_px)
+    return TfdsSource(config.data.path, split=split, **options)
 
 
 def _latents(config: ConfigDict, split: str):
@@ -149,7 +146,7 @@ def check_conditions(config: ConfigDict, source) -> None:
 
 def class_names(source, where: str = "classes") -> list[str]:
     """The names of the labels of pictures ("classes"), or of boxes ("categories"), by
-    number; none without names."""
+    number; [] without names."""
     return list(getattr(source, where, None) or ())
 
 
@@ -220,9 +217,8 @@ def describe(config: ConfigDict, data, held_out) -> list[str]:
             f"{SMALLEST_SPLIT} is not divided"
         )
     if config.train.batch_size > len(data):
-        lines.append(
-            f"a batch of {config.train.batch_size} holds pictures more than once"
-        )
+        size = config.train.batch_size
+        lines.append(f"a batch of {size} holds pictures more than once")
     if foreign_first_stage(config):
         lines.append(
             f"the first stage {config.first_stage.path} knows only embedded pictures "
@@ -266,46 +262,37 @@ def cut_captions(config: ConfigDict, source) -> tuple[int, int]:
     return cut, looked
 
 
-def cropping(config: ConfigDict, split: str) -> tuple[Callable | None, Callable | None]:
-    """How config.data makes squares: transforms before and after the background.
-
-    crop: "center", "random" (see `data.crop`), or "share", a square of 0.5 to 1 times
-    the shorter side (`degrade.RandomCrop`). Held-out pictures are cut at their centre.
-    """
-    data = config.data
-    kind = data.crop
-    if kind == "share" and split == "train":
-        return None, RandomCrop(data.size_px)
-    kind = "center" if split != "train" or kind == "share" else kind
-    options = dict(resize_px=data.resize_px, method=data.filter)
-    return Crop(data.size_px, kind, **options), None
-
-
 def transform(
     config: ConfigDict, split: str = "train", *, flip: float | None = None
 ) -> Callable:
     """Source example -> batch row: image f32 plus what the config's task reads.
 
-    Held-out examples are not mirrored; flip, if it is given, is the chance of it.
+    data.crop: "center", "random" (see `data.crop`), or "share", a square of 0.5 to 1
+    times the shorter side (`degrade.RandomCrop`), cut behind the background. Held-out
+    examples are cut at their center and not mirrored; flip, if not None, is the chance
+    of mirroring.
     """
     data, task, settings = config.data, task_of(config), task_settings(config)
     if flip is None:
         flip = data.flip if split == "train" else 0.0
-    before, after = cropping(config, split)
-    steps = [before, transforms.Composite(background=data.background), after]
+    steps = [transforms.Composite(background=data.background)]
+    if data.crop == "share" and split == "train":
+        steps.append(RandomCrop(data.size_px))
+    else:
+        kind = data.crop if split == "train" else "center"
+        options = dict(resize_px=data.resize_px, method=data.filter)
+        steps.insert(0, Crop(data.size_px, kind, **options))
     if flip > 0:
         steps.append(transforms.RandomFlip(probability=flip))
     keys = dict.fromkeys(("image", *task.shapes(settings)))
-    steps += [*task.steps(settings), transforms.Keep(tuple(keys))]
-    return transforms.compose(*filter(None, steps))
+    keep = transforms.Keep(tuple(keys))
+    return transforms.compose(*steps, *task.steps(settings), keep)
 
 
 def ledger(
     config: ConfigDict, source, workdir: str | Path | None, process: int = 0
 ) -> Ledger:
     """Where the bad examples of the training data are noted."""
-    path = None
-    if workdir is not None:
-        name = f"bad_examples.{process}.jsonl" if process else "bad_examples.jsonl"
-        path = Path(workdir) / name
+    name = f"bad_examples.{process}.jsonl" if process else "bad_examples.jsonl"
+    path = None if workdir is None else Path(workdir) / name
     return Ledger(len(source), path=path, max_share=config.data.max_bad_share)

@@ -48,9 +48,8 @@ def encoder(
         raise UserError(
             f"a batch of {batch_size} does not split over {len(devices)} devices"
         )
-    mesh = jax.make_mesh(
-        (len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices
-    )
+    axes = dict(axis_types=(AxisType.Auto,), devices=devices)
+    mesh = jax.make_mesh((len(devices),), ("rows",), **axes)
     rows = NamedSharding(mesh, PartitionSpec("rows"))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     run = jax.jit(apply)
@@ -81,9 +80,8 @@ def encoded_batches(
     """
     encode = encoder(codec.moments, params, batch_size)
     read = encoder(*tower, batch_size, ndim=2) if tower else None
-    for batch in data_pipeline.batches_once(
-        data, row, batch_size=batch_size, **options
-    ):
+    options["batch_size"] = batch_size
+    for batch in data_pipeline.batches_once(data, row, **options):
         real = batch.pop("weight") > 0
         batch["moments"] = encode(batch.pop("image"))
         if read is not None:
@@ -103,7 +101,7 @@ def encode(
 ) -> dict[str, np.ndarray]:
     """Moments and conditions of a whole source in memory: dict of "N ..." arrays.
 
-    name: of the lines that tell how far it is; without one there are none.
+    name: of the lines that tell how far it is; without it nothing is said.
     """
     parts, count = [], 0
     progress = Progress(f"encoding {name}:", len(data)) if name else None
@@ -125,12 +123,9 @@ def copies(config: ConfigDict, *, draws: int = 1, split: str = "train") -> files
 
 def pick(config: ConfigDict, *, draws: int = 1, mirrored: bool | None = None):
     """The transforms of cached examples: (for training, for held-out data)."""
-    if mirrored is None:
-        mirrored = bool(config.data.flip)
-    return tuple(
-        files.Pick(flip=flip, draws=draws, mirrored=mirrored)
-        for flip in (config.data.flip, 0.0)
-    )
+    flip = config.data.flip
+    options = dict(draws=draws, mirrored=bool(flip) if mirrored is None else mirrored)
+    return files.Pick(flip=flip, **options), files.Pick(flip=0.0, **options)
 
 
 def draws_of(config: ConfigDict) -> int:
@@ -164,15 +159,13 @@ def has_choices(source) -> bool:
 
 def warn_of_frozen(config: ConfigDict, source, draws: int) -> None:
     """A warning that names what a cache of these draws freezes, if it does."""
-    choices = frozen_choices(config, source)
+    choices = ", ".join(frozen_choices(config, source))
+    times = "once" if draws == 1 else f"{draws} times"
     if choices:
-        times = "once" if draws == 1 else f"{draws} times"
         log.warning(
-            "the latents keep what is random as it was drawn (%s): %s for each "
-            "picture; config.data.cache_draws says how often, cache_latents = False "
-            "draws anew in every epoch",
-            ", ".join(choices),
-            times,
+            f"the latents keep what is random as it was drawn ({choices}): {times} for "
+            "each picture; config.data.cache_draws says how often, cache_latents = "
+            "False draws anew in every epoch"
         )
 
 
@@ -203,8 +196,8 @@ def options(config: ConfigDict) -> dict:
     values |= {name: data[name] for name in ("size_px", *datasets.CROP)}
     tokenizer = settings.tokenizer
     if tokenizer is not None:
-        values["tokens"] = [type(tokenizer).__name__, tokenizer.max_length]
-        values["tokens"].append(config.text.get("pad", ""))
+        kind, pad = type(tokenizer).__name__, config.text.get("pad", "")
+        values["tokens"] = [kind, tokenizer.max_length, pad]
     return values | task_of(config).cache_options(settings)
 
 
@@ -330,8 +323,7 @@ def write_split(
         )
     mine = range(process[0], plan.num_shards(split), process[1])
     todo = [i for i in mine if not files.shard_folder(path, split, i).is_dir()]
-    if len(todo) < len(mine):
-        there = len(mine) - len(todo)
+    if there := len(mine) - len(todo):
         log.info("%s: %d of %d shards are there", split, there, len(mine))
     indices = [index for shard in todo for index in plan.range(split, shard)]
     if not indices:
@@ -384,13 +376,7 @@ class Progress:
         if self.done < self.total and now - self.logged < LOG_EVERY_SECS:
             return
         self.logged, rate = now, self.done / max(now - self.started, 1e-9)
-        left = (self.total - self.done) / rate
-        log.info(
-            "%s %d/%d (%.0f %%) %.1f img/s eta %dm%02ds",
-            self.name,
-            self.done,
-            self.total,
-            100 * self.done / self.total,
-            rate,
-            *divmod(round(left), 60),
-        )
+        minutes, secs = divmod(round((self.total - self.done) / rate), 60)
+        done = f"{self.done}/{self.total} ({100 * self.done / self.total:.0f} %)"
+        eta = f"eta {minutes}m{secs:02d}s"
+        log.info(f"{self.name} {done} {rate:.1f} img/s {eta}")

@@ -82,13 +82,8 @@ def towers(config: ConfigDict) -> tuple[Tower, ...]:
     return task.towers(task_settings(config)) if task.towers else ()
 
 
-def frozen_towers(config: ConfigDict) -> dict:
-    """The parameters of the frozen towers by name, from config.<name>.path."""
-    return {tower.name: tower_params(config, tower) for tower in towers(config)}
-
-
 def tower_params(config: ConfigDict, tower: Tower) -> dict:
-    """The parameters of one tower; drawn, if its path is "random"."""
+    """The parameters at config.<name>.path of a tower; initial ones for "random"."""
     path, key = config[tower.name].path, jax.random.key(0)
     tokens = jnp.zeros((1, len(tower.null_tokens)), jnp.int32)
     if path == "random":
@@ -131,9 +126,9 @@ def first_stage(config: ConfigDict) -> tuple[Codec, dict]:
         raise UserError(f"{section.path} is not a first stage (stage: {stored.stage})")
     network = autoencoder(stored.autoencoder)
     scale = section.scale or stored_scale(stored) or 1.0
-    if isinstance(scale, list | tuple):
-        return Codec(network, tuple(float(number) for number in scale)), params
-    return Codec(network, float(scale)), params
+    several = isinstance(scale, list | tuple)
+    scale = tuple(map(float, scale)) if several else float(scale)
+    return Codec(network, scale), params
 
 
 def stored_scale(config: ConfigDict) -> float | list:
@@ -145,21 +140,18 @@ def stored_first_stage(config: ConfigDict) -> dict:
     """What lies beside the weights that config.first_stage.path names; else nothing."""
     if config.first_stage.path in ("", "identity", "random"):
         return {}
-    return weights_directory.read_config(
-        weights_directory.resolve(config.first_stage.path)
-    )
+    path = weights_directory.resolve(config.first_stage.path)
+    return weights_directory.read_config(path)
 
 
 def frozen(config: ConfigDict, first_stage_params: dict) -> dict:
     """Everything of a second stage that does not train (see `LatentDiffusion`)."""
-    return {"first_stage": first_stage_params, **frozen_towers(config)}
+    own = {tower.name: tower_params(config, tower) for tower in towers(config)}
+    return {"first_stage": first_stage_params, **own}
 
 
 def abstract_codec(config: ConfigDict) -> Codec:
-    """The first stage's codec without its parameters, for shapes alone.
-
-    Without a path, the architecture comes from config.first_stage.network.
-    """
+    """The codec without parameters; without a path, of config.first_stage.network."""
     section = config.first_stage
     if section.path == "identity":
         return Codec(Identity())
@@ -221,16 +213,8 @@ def classifier(config: ConfigDict) -> LatentClassifier:
             "more and config.unet.context_width = 0"
         )
     network = unet(config.unet, out_channels=config.num_classes)
-    return LatentClassifier(**dataclass_fields(network))
-
-
-def dataclass_fields(network) -> dict:
-    """The constructor's arguments of a module."""
-    return {
-        field.name: getattr(network, field.name)
-        for field in dataclasses.fields(network)
-        if field.name not in ("parent", "name")
-    }
+    names = {field.name for field in dataclasses.fields(network)} - {"parent", "name"}
+    return LatentClassifier(**{name: getattr(network, name) for name in names})
 
 
 def load_classifier(name: str) -> tuple[LatentClassifier, dict]:

@@ -68,8 +68,11 @@ def open_model(name: str) -> Ours:
     return Ours(networks.in_place(stored, path), arrays)
 
 
-def open_parts(ours: Ours) -> tuple[Ours | None, Ours | None]:
-    """(first stage, frozen text tower) of a second stage, None where it has none."""
+def open_parts(ours: Ours) -> tuple[Ours | None, Ours | None, float | list]:
+    """(first stage, frozen text tower, latent scale) of a second stage.
+
+    None for a part that it does not have, 0 for a scale that is not known.
+    """
     config, first, tower = ours.config, None, None
     path = config.first_stage.path
     if path in ("", "random"):
@@ -78,16 +81,17 @@ def open_parts(ours: Ours) -> tuple[Ours | None, Ours | None]:
         first = open_model(path)
     for one in networks.towers(config):
         tower = open_model(config[one.name].path)
-    return first, tower
+    stored = networks.stored_scale(first.config) if first else 1.0
+    return first, tower, config.first_stage.scale or stored
 
 
 def split(
-    arrays: Mapping[name_maps.Path, Lazy],
-) -> dict[str, dict[name_maps.Path, Lazy]]:
-    """Arrays by sub-directory, which their paths begin with."""
-    parts: dict[str, dict[name_maps.Path, Lazy]] = {}
+    arrays: Mapping[name_maps.Path, Lazy], configs: Mapping[str, dict]
+) -> dict[str, Part]:
+    """The parts of these configs, by the sub-directory that paths begin with."""
+    parts = {folder: Part(config, {}) for folder, config in configs.items()}
     for (folder, *path), lazy in arrays.items():
-        parts.setdefault(folder, {})[tuple(path)] = lazy
+        parts[folder].arrays[tuple(path)] = lazy
     return parts
 
 
@@ -108,8 +112,8 @@ def read_all(
     left = Counter(name.partition(".")[0] for name in left)
     count = sum(math.prod(lazy.shape) for lazy in arrays.values())
     report = [f"used: {len(used)} entries, {count:,} parameters"]
-    roots = sorted(left.items())
-    report += [f"not used: {count} entries of {root}.*" for root, count in roots]
+    for root, count in sorted(left.items()):
+        report.append(f"not used: {count} entries of {root}.*")
     return arrays, report
 
 

@@ -53,12 +53,10 @@ def original_first_stage(params: Mapping, *, is_kl: bool) -> dict:
     """config.autoencoder of the `params` of an original first stage.
 
     attn_resolutions become downsampling factors: 2^i where resolution // 2^i is among
-    them. Without attention (`attn_type: none`) there is none in the middle either.
+    them. `attn_type: none` is without attention in the middle too.
     """
     ddconfig = validate.table(params, "ddconfig")
-    unknown = sorted(map(str, ddconfig.keys() - DDCONFIG))
-    if unknown:
-        raise UserError(f"ddconfig has unknown keys: {', '.join(unknown)}")
+    validate.demand_known(ddconfig, DDCONFIG, "ddconfig")
     validate.demand(ddconfig, PLAIN, "ddconfig.")
     validate.demand(ddconfig, {"double_z": (is_kl,)}, "ddconfig.")
     validate.demand(params, {"remap": (None,), "colorize_nlabels": (None,)}, "params.")
@@ -87,20 +85,18 @@ def original_first_stage(params: Mapping, *, is_kl: bool) -> dict:
 def diffusers_first_stage(config: Mapping) -> dict:
     """config.autoencoder of diffusers' config.json; `_class_name` tells KL from VQ."""
     is_kl = config.get("_class_name") == "AutoencoderKL"
-    public = {key for key in config if not str(key).startswith("_")}
-    # A newer release's key that is switched off asks for nothing.
-    validate.demand_known(
-        {key: config[key] for key in public}, {*HARMLESS, *FIXED, *READ}, "config.json"
-    )
+    known = {*HARMLESS, *FIXED, *READ}
+    validate.demand_known(config, known, "config.json", newer=True)
     validate.demand(config, FIXED, "config.json: ")
     widths = validate.integers(config, "block_out_channels")
     if any(width % widths[0] for width in widths):
         raise UserError(
             f"config.json: block_out_channels = {widths} are no multiples of the first"
         )
-    down = validate.attention_levels(config, "down_block_types", DOWN, len(widths))
-    up = validate.attention_levels(config, "up_block_types", UP, len(widths))
-    if down != up[::-1]:
+    down = validate.names(config, "down_block_types", DOWN, len(widths))
+    up = validate.names(config, "up_block_types", UP, len(widths))
+    attended = [2**level for level, kind in enumerate(down) if kind == DOWN[1]]
+    if attended != [2**i for i, kind in enumerate(up[::-1]) if kind == UP[1]]:
         raise UserError(
             "config.json: down_block_types and up_block_types attend at different "
             "resolutions, which is not supported"
@@ -115,7 +111,7 @@ def diffusers_first_stage(config: Mapping) -> dict:
         z_channels=z_channels,
         latent_channels=latent,
         num_codes=0 if is_kl else validate.integer(config, "num_vq_embeddings"),
-        attn_factors=[2**level for level, attends in enumerate(down) if attends],
+        attn_factors=attended,
         mid_attn=bool(config.get("mid_block_add_attention", True)),
         dropout=0.0,
         num_groups=validate.integer(config, "norm_num_groups"),
@@ -175,8 +171,8 @@ def data_section(size_px: int) -> dict:
 def first_stage_config(section: dict, *, size_px: int, scale: float) -> dict:
     """The config stored beside a first stage; no latent_scale where it is not known."""
     config = dict(stage="autoencoder", seed=0, autoencoder=section)
-    config["data"] = data_section(size_px)
-    return config | ({"latent_scale": scale} if scale else {})
+    noted = {"latent_scale": scale} if scale else {}
+    return config | {"data": data_section(size_px)} | noted
 
 
 def section(**values: Any) -> dict:

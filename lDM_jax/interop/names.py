@@ -118,17 +118,11 @@ def _transformer_block(modules: list[str]) -> list[str]:
 
 # diffusers.
 # What diffusers called the linear layers of attention until its release 0.15.
-OLD_ATTENTION = {
-    "to_q": "query",
-    "to_k": "key",
-    "to_v": "value",
-    "to_out.0": "proj_attn",
-}
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value"}
+OLD_ATTENTION["to_out.0"] = "proj_attn"
 
 
-def diffusers_autoencoder_names(
-    network: Autoencoder, *, old_attention: bool = False
-) -> Names:
+def diffusers_autoencoder_names(network: Autoencoder) -> Names:
     """`AutoencoderKL` or `VQModel`; up_blocks.0 is the lowest resolution."""
     last = len(network.width_mults) - 1
     inner_names = {
@@ -143,8 +137,6 @@ def diffusers_autoencoder_names(
         "v": "to_v",
         "proj_out": "to_out.0",
     }
-    if old_attention:
-        inner_names = {k: OLD_ATTENTION.get(v, v) for k, v in inner_names.items()}
     kinds = {"block": "resnets", "attn": "attentions"}
     samplers = {"downsample": "downsamplers.0", "upsample": "upsamplers.0"}
 

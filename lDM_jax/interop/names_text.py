@@ -98,14 +98,8 @@ def clip_names(network: ClipText, prefix: str = "text_model.") -> Names:
         "norm": f"{prefix}final_layer_norm",
         "projection": "text_projection",
     }
-    inner = {
-        "norm1": "layer_norm1",
-        "qkv": "self_attn.qkv",
-        "attn_out": "self_attn.out_proj",
-        "norm2": "layer_norm2",
-        "ff_in": "mlp.fc1",
-        "ff_out": "mlp.fc2",
-    }
+    inner = dict(norm1="layer_norm1", qkv="self_attn.qkv", norm2="layer_norm2")
+    inner |= dict(attn_out="self_attn.out_proj", ff_in="mlp.fc1", ff_out="mlp.fc2")
 
     def translate(modules: Path) -> tuple[str, str]:
         place, *rest = modules
@@ -125,24 +119,13 @@ def openclip_names(network: ClipText) -> Names:
     What `network` does not evaluate may be absent: the last block if "penultimate",
     text_projection, logit_scale, and the buffer attn_mask of early releases.
     """
-    whole = {
-        "tokens": "token_embedding",
-        "positions": "positional_embedding",
-        "norm": "ln_final",
-        "projection": "text_projection",
-    }
-    inner = {
-        "norm1": "ln_1",
-        "qkv": "attn.in_proj",
-        "attn_out": "attn.out_proj",
-        "norm2": "ln_2",
-        "ff_in": "mlp.c_fc",
-        "ff_out": "mlp.c_proj",
-    }
+    whole = dict(tokens="token_embedding", norm="ln_final")
+    loose = dict(positions="positional_embedding", projection="text_projection")
+    whole |= loose
+    inner = dict(norm1="ln_1", qkv="attn.in_proj", attn_out="attn.out_proj")
+    inner |= dict(norm2="ln_2", ff_in="mlp.c_fc", ff_out="mlp.c_proj")
     # Parameters that are no module's, and so have no ".weight".
-    bare = {
-        f"{whole[name]}.weight": whole[name] for name in ("positions", "projection")
-    }
+    bare = {f"{name}.weight": name for name in loose.values()}
 
     def translate(modules: Path) -> tuple[str, str]:
         place, *rest = modules
@@ -164,11 +147,8 @@ def _tower_names(network: ClipText, translate: Translate) -> Names:
 
     A projection that `network` does not have is taken to be as wide as the tower.
     """
-    whole = network.clone(
-        output_layer="last",
-        output_norm=True,
-        projection=network.projection or network.width,
-    )
+    width = network.projection or network.width
+    whole = network.clone(output_layer="last", output_norm=True, projection=width)
     inputs = _text_inputs(network)
     used = {entry.path for entry in make_names(network, inputs, translate).values()}
     return {

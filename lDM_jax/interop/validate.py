@@ -20,11 +20,16 @@ def show(value: Any) -> str:
     return repr(value) if plain else f"a {type(value).__name__}"
 
 
+def require(good: Any, key: str, value: Any, what: str) -> None:
+    """UserError that says what a value should be, unless it is good."""
+    if not good:
+        raise UserError(f"{key} = {show(value)} should be {what}")
+
+
 def table(values: Mapping, key: str) -> Mapping:
     """A table of values."""
     entry = values.get(key)
-    if not isinstance(entry, Mapping):
-        raise UserError(f"{key} = {show(entry)} should be a table of values")
+    require(isinstance(entry, Mapping), key, entry, "a table of values")
     return entry
 
 
@@ -42,9 +47,19 @@ def demand(values: Mapping, allowed: Mapping[str, tuple], where: str) -> None:
             )
 
 
-def demand_known(values: Mapping, known: set[str], where: str) -> None:
-    """UserError for keys that are not known, unless they are switched off (None, 0)."""
-    unknown = sorted(str(key) for key in values.keys() - known if values[key])
+def demand_known(
+    values: Mapping, known: set[str], where: str, *, newer: bool = False
+) -> None:
+    """UserError for keys that are not known.
+
+    newer: keys of a newer release that are private ("_..") or switched off (None, 0)
+    ask for nothing.
+    """
+    unknown = sorted(
+        str(key)
+        for key in values.keys() - known
+        if not newer or (values[key] and not str(key).startswith("_"))
+    )
     if unknown:
         raise UserError(f"{where} has unknown keys: {', '.join(unknown)}")
 
@@ -57,8 +72,7 @@ def whole(value: Any) -> bool:
 def integer(values: Mapping, key: str, default: int | None = None) -> int:
     """A positive integer."""
     value = values.get(key, default)
-    if not whole(value):
-        raise UserError(f"{key} = {show(value)} should be a positive integer")
+    require(whole(value), key, value, "a positive integer")
     return value
 
 
@@ -66,8 +80,8 @@ def integers(values: Mapping, key: str, *, empty: bool = False) -> list[int]:
     """A list of positive integers."""
     entry = values.get(key)
     good = isinstance(entry, list | tuple) and (entry or empty)
-    if not good or not all(map(whole, entry)):
-        raise UserError(f"{key} = {show(entry)} should be a list of positive integers")
+    good = good and all(map(whole, entry))
+    require(good, key, entry, "a list of positive integers")
     return list(entry)
 
 
@@ -77,10 +91,8 @@ def a_level(values: Mapping, key: str, levels: int, default: int) -> list[int]:
     value = default if value is None else value
     entries = [value] * levels if whole(value) else value
     good = isinstance(entries, list | tuple) and len(entries) == levels
-    if not good or not all(map(whole, entries)):
-        raise UserError(
-            f"{key} = {show(value)} should be a positive integer, or {levels} of them"
-        )
+    good = good and all(map(whole, entries))
+    require(good, key, value, f"a positive integer, or {levels} of them")
     return list(entries)
 
 
@@ -90,43 +102,43 @@ def number(values: Mapping, key: str, default: float | None = None) -> float:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)
-    if type(value) not in (int, float) or not 0 < value < 1e6:
-        raise UserError(f"{key} = {show(value)} should be a positive number")
+    good = type(value) in (int, float) and 0 < value < 1e6
+    require(good, key, value, "a positive number")
     return float(value)
 
 
 def rate(values: Mapping, key: str) -> float:
-    """A number in [0, 1), 0 where there is none."""
+    """A number in [0, 1), 0 where the key is absent."""
     value = values.get(key, 0.0)
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise UserError(f"{key} = {show(value)} should be a number in [0, 1)")
+    good = type(value) in (int, float) and 0 <= value < 1
+    require(good, key, value, "a number in [0, 1)")
     return float(value)
 
 
 def switch(values: Mapping, key: str, default: bool = False) -> bool:
     """True or false."""
     value = values.get(key, default)
-    if type(value) is not bool:
-        raise UserError(f"{key} = {show(value)} should be true or false")
+    require(type(value) is bool, key, value, "true or false")
     return value
 
 
 def text(values: Mapping, key: str, default: str | None = None) -> str:
     """A text."""
     value = values.get(key, default)
-    if not isinstance(value, str):
-        raise UserError(f"{key} = {show(value)} should be a text")
+    require(isinstance(value, str), key, value, "a text")
     return value
 
 
-def choice(values: Mapping, key: str, options: Mapping[str, Any], default: str) -> Any:
-    """options[value of the key]."""
+def choice(
+    values: Mapping, key: str, options: Mapping[str, Any] | tuple, default: str
+) -> Any:
+    """options[value of the key], or one of a tuple of options."""
     value = values.get(key, default)
     if not isinstance(value, str) or value not in options:
         raise UserError(
             f"{key} = {show(value)} is not supported; valid: {', '.join(options)}"
         )
-    return options[value]
+    return options[value] if isinstance(options, Mapping) else value
 
 
 def target(values: Mapping, key: str) -> tuple[str, Mapping]:
@@ -134,8 +146,7 @@ def target(values: Mapping, key: str) -> tuple[str, Mapping]:
     entry = table(values, key)
     params = entry.get("params")
     params = {} if params is None else params
-    if not isinstance(params, Mapping):
-        raise UserError(f"{key}.params = {show(params)} should be a table of values")
+    require(isinstance(params, Mapping), f"{key}.params", params, "a table of values")
     return text(entry, "target"), params
 
 
@@ -148,10 +159,3 @@ def names(config: Mapping, key: str, valid: tuple[str, ...], count: int) -> list
             f"config.json: {key} should be {count} of {' and '.join(valid)}"
         )
     return list(entry)
-
-
-def attention_levels(
-    config: Mapping, key: str, kinds: tuple[str, str], levels: int
-) -> list[bool]:
-    """For each block whether it attends; kinds: (without, with attention)."""
-    return [kind == kinds[1] for kind in names(config, key, kinds, levels)]

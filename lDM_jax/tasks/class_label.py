@@ -49,8 +49,7 @@ def original(settings: Settings, channels: int) -> Original:
     note = "the last class is the null class, which the YAML cannot say"
     note = note if settings.null_class else ""
     if not width:
-        identity = Original("class_label", "adm", IDENTITY)
-        return identity._replace(num_classes=rows, note=note)
+        return Original("class_label", "adm", IDENTITY, num_classes=rows, note=note)
     params = dict(n_classes=rows, embed_dim=width, key="class_label")
     return Original("class_label", "crossattn", "ClassEmbedder", params, note=note)
 

@@ -10,21 +10,14 @@ from lDM_jax.tasks.task import Condition, Original, Settings, Task
 
 def shapes(settings: Settings) -> dict:
     """The picture and the mask, whatever else training reads of the picture."""
-    side = settings.size_px
-    sides = {"image": 3, "mask": 1}
-    return {key: (np.float32, (side, side, c)) for key, c in sides.items()}
+    side = (settings.size_px,) * 2
+    return {"image": (np.float32, (*side, 3)), "mask": (np.float32, (*side, 1))}
 
 
 def steps(settings: Settings) -> list:
     """Random masks, unless the data has its own."""
     own = settings.masks["kind"] == "given"
     return [] if own else [RandomMask(**settings.masks)]
-
-
-def original(settings: Settings, channels: int) -> Original:
-    """The first stage as conditioner."""
-    where = ("masked_image", "concat", "__is_first_stage__")
-    return Original(*where, channels=channels + 1)
 
 
 TASK = Task(
@@ -39,5 +32,7 @@ TASK = Task(
     own_image=True,
     row=lambda request, pixels, settings: {"image": pixels.image, "mask": pixels.mask},
     figures="completion",
-    original=original,
+    original=lambda settings, channels: Original(
+        "masked_image", "concat", "__is_first_stage__", channels=channels + 1
+    ),
 )

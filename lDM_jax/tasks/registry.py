@@ -25,16 +25,9 @@ def register(task: Task) -> Task:
     return task
 
 
-for module in (
-    unconditional,
-    class_label,
-    text,
-    layout,
-    semantic,
-    super_resolution,
-    inpaint,
-    retrieval,
-):
+WORDS = (unconditional, class_label, text, layout)
+PICTURES = (semantic, super_resolution, inpaint, retrieval)
+for module in WORDS + PICTURES:
     register(module.TASK)
 
 

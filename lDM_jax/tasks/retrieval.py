@@ -4,21 +4,15 @@ import numpy as np
 
 from lDM_jax.core.errors import UserError
 from lDM_jax.models.conditioners import AsItIs
-from lDM_jax.tasks.task import (
-    IDENTITY,
-    Condition,
-    Original,
-    Settings,
-    Task,
-    need_context,
-)
+from lDM_jax.tasks import task
+from lDM_jax.tasks.task import IDENTITY, Condition, Original, Settings, Task
 
 WIDTH = 768  # of CLIP's image and text embeddings, of which these models read a few
 
 
 def conditions(settings: Settings) -> tuple[Condition, ...]:
     """The embeddings themselves."""
-    need_context(settings, TASK.name)
+    task.need_context(settings, TASK.name)
     return (Condition("embeddings", "as_is", "context", AsItIs()),)
 
 

@@ -36,8 +36,7 @@ def row(request, pixels, settings: Settings) -> Batch:
 def original(settings: Settings, channels: int) -> Original:
     """`SpatialRescaler`."""
     stages, width = settings.rescaler["num_stages"], settings.rescaler["width"]
-    params = dict(n_stages=stages, in_channels=settings.num_classes)
-    params["out_channels"] = width
+    params = dict(n_stages=stages, in_channels=settings.num_classes, out_channels=width)
     return Original("segmentation", "concat", "SpatialRescaler", params, width)
 
 

@@ -34,7 +34,6 @@ def original(settings: Settings, key: str, **params) -> Original:
             "the original program's text transformer has 8 heads of 64, this one "
             f"{text['num_heads']} of {text['head_width']}: it cannot be written"
         )
-    names = dict(n_embed="width", n_layer="depth", max_seq_len="max_length")
-    names["vocab_size"] = "vocab_size"
-    params = {theirs: text[ours] for theirs, ours in names.items()} | params
-    return Original(key, "crossattn", "BERTEmbedder", params)
+    sizes = dict(n_embed=text["width"], n_layer=text["depth"])
+    sizes |= dict(max_seq_len=text["max_length"], vocab_size=text["vocab_size"])
+    return Original(key, "crossattn", "BERTEmbedder", sizes | params)

@@ -22,7 +22,7 @@ from lDM_jax.data.tokenizers import BERT_VOCAB, clip_vocabulary
 from lDM_jax.diffusion.process import make_process
 from lDM_jax.from_config import networks
 from lDM_jax.interop import first_stage_settings, names, names_text, validate
-from lDM_jax.interop.converted import Converted, Part, read_all, split
+from lDM_jax.interop.converted import Converted, read_all, split
 from lDM_jax.interop.diffusers import settings as diffusers_settings
 from lDM_jax.interop.original import conditions
 from lDM_jax.interop.original import settings as original_settings
@@ -86,8 +86,8 @@ def read(folder: str, *, scale: float | None = None) -> Converted:
     if scale is not None:
         stage.config["latent_scale"] = scale
     stage.config["converted_from"] = f"diffusers.{kind}"
-    arrays = split(stage.arrays)["first_stage"]
-    return Converted({"": Part(stage.config, arrays)}, stage.report)
+    part = split(stage.arrays, {"first_stage": stage.config})["first_stage"]
+    return Converted({"": part}, stage.report)
 
 
 def read_pipeline(path: Path, scale: float | None) -> Converted:
@@ -121,7 +121,7 @@ def read_pipeline(path: Path, scale: float | None) -> Converted:
         converted_from=f"diffusers.{index['_class_name']}",
     )
     config["first_stage"]["scale"] = scale
-    parts = {"first_stage": Part(first.config, {})}
+    configs = {"": config, "first_stage": first.config}
     components = [net, first]
     if layout.text:
         text = text_encoder(path, layout.text, net.config["context_width"])
@@ -129,15 +129,13 @@ def read_pipeline(path: Path, scale: float | None) -> Converted:
         config["text"] = text.config
         if text.config["kind"] == "clip":
             pad = text.config.pop("pad")
-            tower = conditions.tower_config(text.config["network"], pad=pad)
-            parts["text"] = Part(tower, {})
+            network = text.config["network"]
+            configs["text"] = conditions.tower_config(network, pad=pad)
             config["text"] = dict(kind="clip", path="./text", network={})
-    parts = {"": Part(config, {}), **parts}
     arrays = {k: v for component in components for k, v in component.arrays.items()}
-    for folder, inner in split(arrays).items():
-        parts[folder] = parts[folder]._replace(arrays=inner)
     report = [line for component in components for line in component.report]
-    return Converted(parts, [*report, f"latent scale: {scale:.8g}", *notes])
+    report += [f"latent scale: {scale:.8g}", *notes]
+    return Converted(split(arrays, configs), report)
 
 
 def known_scale(scale: float | None, config: Mapping, layout: Layout) -> float:
@@ -163,8 +161,8 @@ def unet(path: Path, channels: int, layout: Layout) -> Component:
         raise UserError(
             f"{path}: {config['_class_name']} is not that of a {layout.task} model"
         )
-    takes = validate.integer(config, "in_channels", 3 if not spatial else 4)
-    makes = validate.integer(config, "out_channels", 3 if not spatial else 4)
+    takes = validate.integer(config, "in_channels", 4 if spatial else 3)
+    makes = validate.integer(config, "out_channels", 4 if spatial else 3)
     if (takes, makes) != (channels + layout.extra, channels):
         raise UserError(
             f"{path}: {takes} channels in and {makes} out, but the first stage has "
@@ -173,29 +171,29 @@ def unet(path: Path, channels: int, layout: Layout) -> Component:
     network = networks.unet(section, out_channels=makes)
     table = names.diffusers_unet_names(network, takes)
     state_dict = read_weights(path, MODEL_FILES)
-    if not spatial and any(name.endswith(".query.weight") for name in state_dict):
-        table = {old_attention(name): entry for name, entry in table.items()}
+    if not spatial:
+        table = named_as(state_dict, table)
     section["sample_size"] = config.get("sample_size")
     rooted = name_maps.prefixed(table, "", UNET_ROOT)
     return component("unet", path, section, state_dict, rooted)
 
 
-def old_attention(name: str) -> str:
-    """The name of an attention layer's entry before diffusers 0.15."""
-    for new, old in names.OLD_ATTENTION.items():
-        name = name.replace(f".{new}.", f".{old}.")
-    return name
+def named_as(state_dict: Mapping, table: Names) -> Names:
+    """The table, with attention's names before diffusers 0.15 if the file has them."""
+    if any(name.endswith(".query.weight") for name in state_dict):
+        for new, old in names.OLD_ATTENTION.items():
+            table = {k.replace(f".{new}.", f".{old}."): v for k, v in table.items()}
+    return table
 
 
 def first_stage(path: Path) -> Component:
     """AutoencoderKL or VQModel, with the names of attention before 0.15 too."""
     config = read_json(path / CONFIG)
-    validate.choice(config, "_class_name", {name: name for name in FIRST_STAGES}, "")
+    validate.choice(config, "_class_name", FIRST_STAGES, "")
     section = first_stage_settings.diffusers_first_stage(config)
     state_dict = read_weights(path, MODEL_FILES)
-    old = any(name.endswith(".query.weight") for name in state_dict)
     network = networks.autoencoder(section)
-    table = names.diffusers_autoencoder_names(network, old_attention=old)
+    table = named_as(state_dict, names.diffusers_autoencoder_names(network))
     size = config.get("sample_size")
     usable = validate.whole(size) and size % network.factor == 0
     ours = first_stage_settings.first_stage_config(
@@ -230,7 +228,8 @@ def text_encoder(path: Path, name: str, width: int) -> Component:
         network = networks.construct(TextTransformer, inner, "text")
         table = names_text.diffusers_text_names(network)
         root = (*COND_ROOT, "encoders_text", "transformer")
-        check_bert_vocabulary(path / "tokenizer")
+        ours = BERT_VOCAB.read_text(encoding="utf-8").split()
+        vocabulary = {piece: number for number, piece in enumerate(ours)}
         length = LDM_TEXT_TOKENS if name == "bert" else None
     else:
         inner = diffusers_settings.clip(config)
@@ -240,8 +239,8 @@ def text_encoder(path: Path, name: str, width: int) -> Component:
         outer = any(entry.startswith("text_model.") for entry in files)
         table = names_text.clip_names(network, "text_model." if outer else "")
         root = ("text", "params")
-        check_clip_vocabulary(path / "tokenizer")
-        length = None
+        vocabulary, length = clip_vocabulary()[0], None
+    check_vocabulary(path / "tokenizer", vocabulary)
     length = length or settings.get("model_max_length", network.max_length)
     if length != network.max_length:
         raise UserError(
@@ -272,22 +271,11 @@ def tokenizer_settings(path: Path) -> dict:
     return settings
 
 
-def check_bert_vocabulary(path: Path) -> None:
-    """UserError unless the pieces are those of bert-base-uncased, where they are."""
-    ours = BERT_VOCAB.read_text(encoding="utf-8").split()
-    check_vocabulary(path, dict(zip(ours, range(len(ours)), strict=True)))
-
-
-def check_clip_vocabulary(path: Path) -> None:
-    """UserError unless the pieces are CLIP's, where they are."""
-    check_vocabulary(path, clip_vocabulary()[0])
-
-
 def check_vocabulary(path: Path, ours: dict[str, int]) -> None:
-    """Compare with vocab.txt, vocab.json or tokenizer.json."""
+    """UserError unless vocab.txt, vocab.json or tokenizer.json has the same numbers."""
     if (path / "vocab.txt").is_file():
         lines = (path / "vocab.txt").read_text(encoding="utf-8").split()
-        theirs = dict(zip(lines, range(len(lines)), strict=True))
+        theirs = {piece: number for number, piece in enumerate(lines)}
     elif (path / "vocab.json").is_file():
         theirs = read_json(path / "vocab.json")
     elif (path / "tokenizer.json").is_file():
@@ -304,10 +292,8 @@ def _files(safe: str, torch: str) -> tuple[str, ...]:
     names = []
     for variant in ("", ".fp16"):
         for stem, ending in ((safe, "safetensors"), (torch, "bin")):
-            names += [
-                f"{stem}{variant}.{ending}",
-                f"{stem}.{ending}.index{variant}.json",
-            ]
+            index = f"{stem}.{ending}.index{variant}.json"
+            names += [f"{stem}{variant}.{ending}", index]
     return tuple(names)
 
 
@@ -320,9 +306,8 @@ def read_weights(path: Path, files: tuple[str, ...]) -> Mapping:
     present = [path / name for name in files if (path / name).is_file()]
     if not present:
         raise UserError(f"{path} has none of {', '.join(files)}")
-    if present[0].suffix == ".json":
-        return torch_file.read_index(present[0])
-    return torch_file.read(present[0])
+    reader = torch_file.read_index if present[0].suffix == ".json" else torch_file.read
+    return reader(present[0])
 
 
 def read_json(path: Path) -> dict:

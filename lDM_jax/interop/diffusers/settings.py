@@ -36,36 +36,25 @@ SCALE_SHIFT = {"default": False, "scale_shift": True}
 # Keys that are fine at these values and no other.
 FIXED = {
     "act_fn": ("silu",),
-    "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,),
     "freq_shift": (0,),
     "flip_sin_to_cos": (True,),
-    "mid_block_scale_factor": (1,),
-    "downsample_padding": (1,),
     "norm_eps": (1e-5,),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
     "add_attention": (True,),
-    "only_cross_attention": (False,),
-    "dual_cross_attention": (False,),
-    "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1,),
-    "time_embedding_act_fn": (None,),
-    "timestep_post_act": (None,),
-    "time_cond_proj_dim": (None,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "attention_type": ("default",),
-    "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
-    "cross_attention_norm": (None,),
-    "addition_embed_type": (None,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "reverse_transformer_layers_per_block": (None,),
-    "num_attention_heads": (None,),
 }
+ABSENT = {"time_embedding_dim", "class_embed_type", "num_class_embeds"}
+ABSENT |= {"time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim"}
+ABSENT |= {"cross_attention_norm", "addition_embed_type", "encoder_hid_dim"}
+ABSENT |= {"encoder_hid_dim_type", "reverse_transformer_layers_per_block"}
+OFF = {"center_input_sample", "only_cross_attention", "dual_cross_attention"}
+OFF |= {"resnet_skip_time_act", "class_embeddings_concat"}
+ONE = {"mid_block_scale_factor", "downsample_padding", "resnet_out_scale_factor"}
+FIXED |= dict.fromkeys(sorted(ABSENT | {"num_attention_heads"}), (None,))
+FIXED |= dict.fromkeys(sorted(OFF), (False,)) | dict.fromkeys(sorted(ONE), (1,))
 READ = {"in_channels", "out_channels", "block_out_channels", "layers_per_block"}
 READ |= {"down_block_types", "up_block_types", "mid_block_type", "attention_head_dim"}
 READ |= {"norm_num_groups", "attn_norm_num_groups", "resnet_time_scale_shift"}
@@ -76,11 +65,11 @@ HARMLESS = {"upcast_attention", "num_train_timesteps", "addition_embed_type_num_
 
 def unet(config: Mapping) -> dict:
     """config.unet of a UNet's config.json; `_class_name` tells the two kinds apart."""
-    kind = validate.choice(config, "_class_name", {k: k for k in MID}, "")
-    public = {k: v for k, v in config.items() if not str(k).startswith("_")}
-    validate.demand_known(public, {*FIXED, *READ, *HARMLESS}, "unet/config.json")
-    validate.demand(config, FIXED, "unet/config.json: ")
-    validate.demand(config, {"mid_block_type": (MID[kind],)}, "unet/config.json: ")
+    kind = validate.choice(config, "_class_name", (PLAIN, SPATIAL), "")
+    known = {*FIXED, *READ, *HARMLESS}
+    validate.demand_known(config, known, "unet/config.json", newer=True)
+    fixed = FIXED | {"mid_block_type": (MID[kind],)}
+    validate.demand(config, fixed, "unet/config.json: ")
     spatial = kind == SPATIAL
     widths = validate.integers(config, "block_out_channels")
     levels = len(widths)
@@ -125,9 +114,8 @@ def block_levels(config: Mapping, kind: str, levels: int) -> tuple[list[bool], b
     plain, attention, residual = (*DOWN[kind], "")[:3]
     ups = dict(zip(UP[kind], DOWN[kind], strict=True))
     down = validate.names(config, "down_block_types", DOWN[kind], levels)
-    up = [
-        ups[n] for n in validate.names(config, "up_block_types", UP[kind], levels)[::-1]
-    ]
+    up = validate.names(config, "up_block_types", UP[kind], levels)
+    up = [ups[name] for name in reversed(up)]
     attends = [name == attention for name in down]
     if attends != [name == attention for name in up]:
         raise UserError("down_block_types and up_block_types attend at other levels")
@@ -142,7 +130,7 @@ def block_levels(config: Mapping, kind: str, levels: int) -> tuple[list[bool], b
 
 
 def equal(config: Mapping, key: str, levels: int, default: int) -> int:
-    """One number, given once or for every level."""
+    """One number, said once or for every level."""
     values = validate.a_level(config, key, levels, default)
     if len(set(values)) > 1:
         raise UserError(f"{key} = {values}: different levels are not supported")
@@ -151,11 +139,11 @@ def equal(config: Mapping, key: str, levels: int, default: int) -> int:
 
 def plain_heads(config: Mapping, widths: list[int], attends: list[bool]) -> dict:
     """`attention_head_dim` of a UNet2DModel is a width; None makes one head."""
-    del widths, attends
     if config.get("attention_head_dim", 8) is None:
         return dict(num_heads=1, head_channels=0)
-    width = validate.integer(config, "attention_head_dim", 8)
-    return dict(num_heads=0, head_channels=width)
+    return dict(
+        num_heads=0, head_channels=validate.integer(config, "attention_head_dim", 8)
+    )
 
 
 def spatial_heads(config: Mapping, widths: list[int], attends: list[bool]) -> dict:
@@ -242,10 +230,9 @@ def _to_spatial(section: Mapping, widths: list[int], depths: list[int]) -> dict:
     if not depths[-1]:
         raise UserError("diffusers has no place for a middle without attention")
     unit, count = section["head_channels"], section["num_heads"]
+    heads = [max(width // unit, 1) if unit else count for width in widths]
     return dict(
-        attention_head_dim=[
-            max(width // unit, 1) if unit else count for width in widths
-        ],
+        attention_head_dim=heads,
         cross_attention_dim=section["context_width"],
         transformer_layers_per_block=[depth or 1 for depth in depths],
         use_linear_projection=bool(section["linear_projections"]),
@@ -268,20 +255,12 @@ def _head_width(section: Mapping, widths: set[int]) -> int | None:
 
 
 # Schedulers.
-BETAS = {
-    "scaled_linear": "linear",
-    "linear": "sqrt_linear",
-    "squaredcos_cap_v2": "cosine",
-}
+BETAS = dict(scaled_linear="linear", linear="sqrt_linear")
+BETAS["squaredcos_cap_v2"] = "cosine"
 PREDICTIONS = {"epsilon": "eps", "sample": "z0", "v_prediction": "v"}
 # A sampler's settings as our default sampler has them, and as DDIM has them by default.
-OURS = dict(
-    clip_sample=False,
-    thresholding=False,
-    steps_offset=1,
-    set_alpha_to_one=False,
-    timestep_spacing="leading",
-)
+OURS = dict(clip_sample=False, thresholding=False, steps_offset=1)
+OURS |= dict(set_alpha_to_one=False, timestep_spacing="leading")
 THEIRS = dict(clip_sample=True, thresholding=False, steps_offset=0)
 THEIRS |= dict(set_alpha_to_one=True, timestep_spacing="leading")
 
@@ -342,7 +321,7 @@ def to_scheduler(section: Mapping) -> dict:
 
 # Text encoders.
 BERT_FIXED = {"activation_function": ("gelu",), "scale_embedding": (False,)}
-CLIP_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 def bert(config: Mapping) -> dict:

@@ -94,12 +94,9 @@ def under(folder: str, files: Files) -> Files:
 def pipeline_files(ours: Ours) -> tuple[Files, list[str]]:
     """Every component of a second stage, and the pipeline's index where one fits."""
     config = ours.config
-    first, tower = open_parts(ours)
+    first, tower, scale = open_parts(ours)
     scheduler = diffusers_settings.to_scheduler(config.process.to_dict())
     codec = networks.abstract_codec(config)
-    scale = config.first_stage.scale or (
-        networks.stored_scale(first.config) if first else 1.0
-    )
     unet, entries, conditioner = unet_files(config, ours.arrays, codec)
     files = {"scheduler/scheduler_config.json": as_json(scheduler)}
     files |= under("unet", unet)
@@ -124,10 +121,9 @@ def pipeline_files(ours: Ours) -> tuple[Files, list[str]]:
     if kind:
         index |= {"_class_name": kind, "_diffusers_version": VERSION}
         if kind == STABLE_DIFFUSION:
-            index |= dict.fromkeys(
-                ("safety_checker", "feature_extractor"), [None, None]
-            )
-            index |= {"image_encoder": [None, None], "requires_safety_checker": False}
+            without = ("safety_checker", "feature_extractor", "image_encoder")
+            index |= dict.fromkeys(without, [None, None])
+            index["requires_safety_checker"] = False
         files["model_index.json"] = as_json(index)
     return files, [line for line in report if line]
 
@@ -139,7 +135,7 @@ def unet_files(
     own = {path: lazy for path, lazy in arrays.items() if path[:2] == UNET_ROOT[1:]}
     rest = {path: lazy for path, lazy in arrays.items() if path not in own}
     section = config.unet.to_dict()
-    first = next((path for path in own if path[2:] == INPUT), None)
+    first = next((path for path in own if path[2:] == ("input_0_0", "kernel")), None)
     if first is None:
         raise UserError("the model has no UNet: it is damaged")
     channels = own[first].shape[2]
@@ -154,9 +150,6 @@ def unet_files(
     rooted = name_maps.prefixed(table, "", UNET_ROOT[1:])
     entries = name_maps.lazy_to_original(own, rooted)
     return {"config.json": as_json(plain), MODEL: entries}, len(entries), rest
-
-
-INPUT = ("input_0_0", "kernel")
 
 
 def choose_pipeline(config: ConfigDict, codec, scale) -> tuple[str, str, str]:
@@ -204,8 +197,7 @@ def text_files(
         pad = END if tower.config.text.pad == "eos" else "!"
         length = json.loads(inner["config.json"])["max_position_embeddings"]
         files = under(name, inner) | under("tokenizer", clip_tokenizer(length, pad))
-        encoder, tokenizer = "CLIPTextModel", "CLIPTokenizer"
-        library = "transformers"
+        encoder, tokenizer = ["transformers", "CLIPTextModel"], "CLIPTokenizer"
     else:
         skip = ("kind", "path", "network")
         section = {k: v for k, v in config.text.items() if k not in skip}
@@ -216,16 +208,14 @@ def text_files(
         settings = diffusers_settings.to_bert(section)
         files = under(name, {"config.json": as_json(settings), TEXT: entries})
         files |= under("tokenizer", bert_tokenizer(network.max_length))
-        encoder, tokenizer = "LDMBertModel", "BertTokenizer"
-        library = "latent_diffusion"
-    index = {name: [library, encoder], "tokenizer": ["transformers", tokenizer]}
-    return files, index
+        encoder, tokenizer = ["latent_diffusion", "LDMBertModel"], "BertTokenizer"
+    return files, {name: encoder, "tokenizer": ["transformers", tokenizer]}
 
 
 def bert_tokenizer(length: int) -> Files:
     """The files of transformers' BertTokenizer."""
     settings = dict(do_lower_case=True, model_max_length=length)
-    settings |= dict(tokenizer_class="BertTokenizer")
+    settings["tokenizer_class"] = "BertTokenizer"
     vocabulary = BERT_VOCAB.read_text(encoding="utf-8")
     return {"vocab.txt": vocabulary, "tokenizer_config.json": as_json(settings)}
 
@@ -233,15 +223,8 @@ def bert_tokenizer(length: int) -> Files:
 def clip_tokenizer(length: int, pad: str) -> Files:
     """The files of transformers' CLIPTokenizer."""
     pieces, merges = clip_vocabulary()
-    settings = dict(
-        bos_token=START,
-        eos_token=END,
-        model_max_length=length,
-        pad_token=pad,
-        tokenizer_class="CLIPTokenizer",
-        unk_token=END,
-    )
-    special = {k: v for k, v in settings.items() if k.endswith("_token")}
+    special = dict(bos_token=START, eos_token=END, pad_token=pad, unk_token=END)
+    settings = special | dict(model_max_length=length, tokenizer_class="CLIPTokenizer")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     return {
         "merges.txt": "\n".join(lines) + "\n",

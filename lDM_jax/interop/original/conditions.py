@@ -26,8 +26,9 @@ from lDM_jax.interop import validate
 ENCODERS = "ldm.modules.encoders.modules."
 IDENTITY = "torch.nn.Identity"
 # Frozen towers of Stable Diffusion: network, and what pads a prompt.
-CLIP_VERSIONS = {"openai/clip-vit-large-patch14": dict(width=768, depth=12, heads=12)}
-OPENCLIP_VERSIONS = {"ViT-H-14": dict(width=1024, depth=24, heads=16)}
+CLIP = "openai/clip-vit-large-patch14"
+CLIP_VERSIONS = {CLIP: dict(width=768, depth=12, num_heads=12)}
+OPENCLIP_VERSIONS = {"ViT-H-14": dict(width=1024, depth=24, num_heads=16)}
 
 
 class Condition(NamedTuple):
@@ -77,9 +78,8 @@ def conditioner(params: Mapping, unet_params: Mapping, channels: int) -> Conditi
         raise UserError("unet_config.params.num_classes and conditioning_key adm: both")
     if where is None:
         return Condition("none", {})
-    if config == "__is_first_stage__":
-        kind, inner = config, {}
-    else:
+    kind, inner = config, {}
+    if config != "__is_first_stage__":
         kind, inner = validate.target(params, "cond_stage_config")
     if (kind, where) not in CONDITIONERS:
         valid = ", ".join(f"{kind} ({where})" for kind, where in CONDITIONERS)
@@ -106,9 +106,8 @@ def class_table(inner: Mapping, beside: Beside) -> Condition:
 def class_vector(inner: Mapping, beside: Beside) -> Condition:
     """The UNet's own `label_emb`: a vector a class."""
     rows = validate.integer(beside.unet_params, "num_classes")
-    return Condition(
-        "label_emb", dict(task="class", num_classes=rows, null_class=False)
-    )
+    sections = dict(task="class", num_classes=rows, null_class=False)
+    return Condition("label_emb", sections)
 
 
 def bert(inner: Mapping, beside: Beside) -> Condition:
@@ -138,11 +137,9 @@ def label_map(inner: Mapping, beside: Beside) -> Condition:
     validate.demand(inner, fixed, "cond_stage_config.params.")
     stages = validate.integer(inner, "n_stages", 1)
     width = validate.integer(inner, "out_channels")
-    sections = dict(
-        task="semantic",
-        num_classes=validate.integer(inner, "in_channels"),
-        rescaler=dict(num_stages=stages, width=width),
-    )
+    labels = validate.integer(inner, "in_channels")
+    rescaler = dict(num_stages=stages, width=width)
+    sections = dict(task="semantic", num_classes=labels, rescaler=rescaler)
     return Condition("rescaler", sections, extra=width, factor=2**stages)
 
 
@@ -177,35 +174,25 @@ def masked_image(inner: Mapping, beside: Beside) -> Condition:
 def clip_tower(inner: Mapping, beside: Beside) -> Condition:
     """`FrozenCLIPEmbedder`: Stable Diffusion 1.x."""
     validate.demand(inner, {"layer": ("last",)}, "cond_stage_config.params.")
-    network = validate.choice(
-        inner, "version", CLIP_VERSIONS, "openai/clip-vit-large-patch14"
-    )
+    network = validate.choice(inner, "version", CLIP_VERSIONS, CLIP)
     return tower("clip", inner, network, pad="eos", activation="quick_gelu")
 
 
 def openclip_tower(inner: Mapping, beside: Beside) -> Condition:
     """`FrozenOpenCLIPEmbedder`: Stable Diffusion 2.x."""
     network = validate.choice(inner, "arch", OPENCLIP_VERSIONS, "ViT-H-14")
-    layers = {"last": "last", "penultimate": "penultimate"}
-    layer = validate.choice(inner, "layer", layers, "last")
+    layer = validate.choice(inner, "layer", ("last", "penultimate"), "last")
     options = dict(activation="gelu", output_layer=layer)
     return tower("openclip", inner, network, pad="zero", **options)
 
 
 def tower(route: str, inner: Mapping, network: dict, *, pad: str, **options):
     """The condition of a frozen tower, and the config of its directory."""
-    kwargs = dict(
-        width=network["width"],
-        depth=network["depth"],
-        num_heads=network["heads"],
-        max_length=validate.integer(inner, "max_length", 77),
-        **options,
-    )
-    text = tower_config(kwargs, pad=pad)
+    length = validate.integer(inner, "max_length", 77)
     sections = dict(
         task="text",
         text=dict(kind="clip", path="./text", network={}),
-        tower=text,
+        tower=tower_config(dict(network, max_length=length, **options), pad=pad),
         sample=sample(7.5),
     )
     return Condition(route, sections, context=network["width"])
@@ -222,14 +209,11 @@ def sample(guidance: float) -> dict:
 
 
 CONDITIONERS: dict[tuple[str, str], Callable[..., Condition]] = {
-    ("ldm.modules.encoders.modules.ClassEmbedder", "crossattn"): class_table,
-    ("ldm.modules.encoders.modules.BERTEmbedder", "crossattn"): bert,
-    ("ldm.modules.encoders.modules.SpatialRescaler", "concat"): label_map,
-    ("ldm.modules.encoders.modules.FrozenCLIPEmbedder", "crossattn"): clip_tower,
-    (
-        "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
-        "crossattn",
-    ): openclip_tower,
+    (f"{ENCODERS}ClassEmbedder", "crossattn"): class_table,
+    (f"{ENCODERS}BERTEmbedder", "crossattn"): bert,
+    (f"{ENCODERS}SpatialRescaler", "concat"): label_map,
+    (f"{ENCODERS}FrozenCLIPEmbedder", "crossattn"): clip_tower,
+    (f"{ENCODERS}FrozenOpenCLIPEmbedder", "crossattn"): openclip_tower,
     (IDENTITY, "concat"): low_resolution,
     (IDENTITY, "crossattn"): given_context,
     (IDENTITY, "adm"): class_vector,

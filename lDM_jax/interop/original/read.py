@@ -18,7 +18,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion.process import make_betas
 from lDM_jax.from_config import networks
 from lDM_jax.interop import first_stage_settings, names, names_text, validate
-from lDM_jax.interop.converted import Converted, Part, read_all, split
+from lDM_jax.interop.converted import Converted, read_all, split
 from lDM_jax.interop.original import settings as original_settings
 from lDM_jax.interop.original.settings import SecondStage
 from lDM_jax.models.bert_text import TextTransformer
@@ -77,22 +77,19 @@ def _first_stage(params, state_dict, *, is_kl: bool, weights: str, scale, heads)
     section = first_stage_settings.original_first_stage(params, is_kl=is_kl)
     table = names.autoencoder_names(networks.autoencoder(section))
     averages = name_maps.ema_names(table, root="")
-    ignored = names.LOSS_PREFIXES
     if params.get("use_ema") and weights != "raw":
         weights = "ema"
+    beside = ("model_ema.",)
     if averaged(state_dict, weights, averages):
-        table = name_maps.unused(table) | averages
-        ignored += names.EMA_PREFIXES
-    else:
-        ignored += ("model_ema.",)
+        table, beside = name_maps.unused(table) | averages, names.EMA_PREFIXES
     if scale is None and "scale_factor" in params:
         scale = validate.number(params, "scale_factor")
     config = first_stage_settings.first_stage_config(
         section, size_px=params["ddconfig"]["resolution"], scale=scale or 0.0
     )
     rooted = name_maps.prefixed(table, "", ("", "params"))
-    arrays, report = read_all(state_dict, rooted, ignored)
-    return Converted({"": Part(config, split(arrays)[""])}, report)
+    arrays, report = read_all(state_dict, rooted, names.LOSS_PREFIXES + beside)
+    return Converted(split(arrays, {"": config}), report)
 
 
 def _second_stage(params, state_dict, *, weights: str, heads: str, scale):
@@ -107,22 +104,19 @@ def _second_stage(params, state_dict, *, weights: str, heads: str, scale):
     steps = stage.config["process"]["num_timesteps"]
     table |= {name: Entry(None, "same", (steps,)) for name in (*SCHEDULE, *A_TIME)}
     table["scale_factor"] = Entry(None, "same", ())
-    arrays, report = read_all(
-        state_dict, table, TOLERATED, unsaid=(*SCHEDULE, "scale_factor")
-    )
+    unsaid = (*SCHEDULE, "scale_factor")
+    arrays, report = read_all(state_dict, table, TOLERATED, unsaid=unsaid)
     report.append(check_schedule(stage.config["process"], state_dict))
     scale, source = latent_scale(stage, state_dict, scale)
     stage.config["first_stage"]["scale"] = scale
-    parts = {"": Part(stage.config, {})}
+    configs = {"": stage.config}
     if stage.first_stage:
-        parts["first_stage"] = Part(stage.first_stage | {"latent_scale": scale}, {})
+        configs["first_stage"] = stage.first_stage | {"latent_scale": scale}
     if stage.text:
-        parts["text"] = Part(stage.text, {})
-    for folder, inner in split(arrays).items():
-        parts[folder] = parts[folder]._replace(arrays=inner)
+        configs["text"] = stage.text
     report.append(f"weights: {'averaged (model_ema.*)' if ema else 'as trained (raw)'}")
     report.append(f"latent scale: {scale:.8g} ({source})")
-    return Converted(parts, report + stage.notes)
+    return Converted(split(arrays, configs), report + stage.notes)
 
 
 READERS: dict[str, Callable[..., Converted]] = {
@@ -134,7 +128,7 @@ READERS: dict[str, Callable[..., Converted]] = {
 def latent_scale(
     stage: SecondStage, state_dict: name_maps.StateDict, chosen: float | None
 ) -> tuple[float, str]:
-    """(scale, where it is from): the flag, the buffer, the YAML; 1 where none says."""
+    """(scale, where it is from): the flag, the buffer, the YAML; else 1."""
     if chosen is not None:
         return chosen, "--scale"
     stored = None
@@ -163,9 +157,8 @@ def latent_scale(
 def unet_table(stage: SecondStage) -> Names:
     """Names below UNET_PREFIX. A `label_emb` is a conditioner here, a UNet's there."""
     unet = networks.unet(stage.config["unet"], out_channels=stage.out_channels)
-    concat = stage.in_channels - stage.out_channels
-    channels = stage.out_channels + concat
-    table = name_maps.prefixed(names.unet_names(unet, channels), "", UNET_ROOT)
+    own = names.unet_names(unet, stage.in_channels)
+    table = name_maps.prefixed(own, "", UNET_ROOT)
     if stage.route == "label_emb":
         rows, width = stage.config["num_classes"], 4 * stage.config["unet"]["width"]
         table["label_emb.weight"] = class_entry(rows, width)
@@ -179,7 +172,7 @@ def class_entry(rows: int, width: int) -> Entry:
 
 
 def first_stage_table(stage: SecondStage, prefix: str = FIRST_STAGE_PREFIX) -> Names:
-    """The first stage's names below a prefix; none for pixels."""
+    """The first stage's names below a prefix; empty for pixels."""
     if stage.first_stage is None:
         return {}
     network = networks.autoencoder(stage.first_stage["autoencoder"])
@@ -221,9 +214,7 @@ def _tower(make: Callable[..., Names], prefix: str) -> Callable[[SecondStage], N
 
 
 CONDITIONERS: dict[str, Callable[[SecondStage], Names]] = {
-    "none": lambda stage: {},
-    "given": lambda stage: {},
-    "label_emb": lambda stage: {},
+    **dict.fromkeys(("none", "given", "label_emb"), lambda stage: {}),
     "class": _class,
     "text": _tokens,
     "layout": _tokens,
@@ -253,12 +244,8 @@ A_TIME = ("logvar", "lvlb_weights")
 
 def schedule(process: Mapping) -> dict[str, np.ndarray]:
     """The buffers that the original registers for config.process, f64 "T" each."""
-    betas = make_betas(
-        process["num_timesteps"],
-        process["schedule"],
-        linear_start=process["linear_start"],
-        linear_end=process["linear_end"],
-    )
+    ends = {key: process[key] for key in ("linear_start", "linear_end")}
+    betas = make_betas(process["num_timesteps"], process["schedule"], **ends)
     total = np.cumprod(1 - betas)
     before = np.append(1.0, total[:-1])
     variance = betas * (1 - before) / (1 - total)

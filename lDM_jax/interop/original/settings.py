@@ -62,7 +62,7 @@ HARMLESS |= {"scheduler_config", "cond_stage_trainable", "clip_denoised", "v_pos
 HARMLESS |= {"base_learning_rate", "num_timesteps", "logvar_init", "learn_logvar"}
 HARMLESS |= {"original_elbo_weight", "l_simple_weight"}
 PREDICTIONS = {"eps": "eps", "x0": "z0", "v": "v"}
-SCHEDULES = {name: name for name in ("linear", "cosine", "sqrt_linear", "sqrt")}
+SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
 
 
 class SecondStage(NamedTuple):
@@ -95,16 +95,19 @@ def second_stage(params: Mapping, *, heads: str = "auto") -> SecondStage:
         )
     first, factor, channels = first_stage(params)
     condition = conditioner(params, unet_params, channels)
-    section, note = unet(
-        unet_params, heads=heads, given_context=condition.route == "given"
-    )
+    untrained = condition.route == "given"
+    section, note = unet(unet_params, heads=heads, given_context=untrained)
     check_fit(unet_params, section, condition, channels, factor)
     size_px = validate.integer(params, "image_size") * factor
     text = condition.sections.pop("tower", None)
+    loss = validate.choice(params, "loss_type", ("l1", "l2"), "l2")
+    scale = (
+        validate.number(params, "scale_factor") if "scale_factor" in params else None
+    )
     config = second_stage_config(size_px=size_px, factor=factor) | dict(
         unet=section,
         process=process(params),
-        loss=dict(loss=loss(params), weighting="uniform", drop_rate=0.0),
+        loss=dict(loss=loss, weighting="uniform", drop_rate=0.0),
         **condition.sections,
     )
     config["first_stage"]["path"] = "./first_stage" if first else "identity"
@@ -116,9 +119,7 @@ def second_stage(params: Mapping, *, heads: str = "auto") -> SecondStage:
         first_stage=first,
         text=text,
         route=condition.route,
-        scale=validate.number(params, "scale_factor")
-        if "scale_factor" in params
-        else None,
+        scale=scale,
         by_std=validate.switch(params, "scale_by_std"),
         in_channels=validate.integer(unet_params, "in_channels"),
         out_channels=channels,
@@ -173,9 +174,8 @@ def check_fit(
 ) -> None:
     """UserError unless the UNet takes what first stage and conditioner give."""
     takes = validate.integer(unet_params, "in_channels")
-    gives = channels + condition.extra
     makes = validate.integer(unet_params, "out_channels")
-    if (takes, makes) != (gives, channels):
+    if (takes, makes) != (channels + condition.extra, channels):
         raise UserError(
             f"unet_config has {takes} channels in and {makes} out, but the first stage "
             f"has {channels} and the condition adds {condition.extra}"
@@ -200,11 +200,8 @@ def unet(params: Mapping, *, heads: str, given_context: bool) -> tuple[dict, str
     2021; "head" is channels / num_head_channels, since April 2022, with equal shapes.
     "auto" takes the latter for models without a trained conditioner (retrieval).
     """
-    unknown = sorted(
-        map(str, params.keys() - {*UNET_FIXED, *UNET_READ, *UNET_HARMLESS})
-    )
-    if unknown:
-        raise UserError(f"unet_config.params has unknown keys: {', '.join(unknown)}")
+    known = {*UNET_FIXED, *UNET_READ, *UNET_HARMLESS}
+    validate.demand_known(params, known, "unet_config.params")
     validate.demand(params, UNET_FIXED, "unet_config.params.")
     spatial = validate.switch(params, "use_spatial_transformer")
     if spatial != (params.get("context_dim") is not None):
@@ -239,8 +236,8 @@ def head_counts(
     """(num_heads, head_channels, note), one of the first two being 0."""
 
     def count_of(key: str) -> int:
-        none = params.get(key, -1) in (-1, None)
-        return 0 if none else validate.integer(params, key)
+        absent = params.get(key, -1) in (-1, None)
+        return 0 if absent else validate.integer(params, key)
 
     count, width = count_of("num_heads"), count_of("num_head_channels")
     if not count and not width:
@@ -273,8 +270,3 @@ def process(params: Mapping) -> dict:
         prediction=validate.choice(params, "parameterization", PREDICTIONS, "eps"),
         zero_terminal_snr=False,
     )
-
-
-def loss(params: Mapping) -> str:
-    """The distance that the network was trained with."""
-    return validate.choice(params, "loss_type", {"l1": "l1", "l2": "l2"}, "l2")

@@ -22,6 +22,7 @@ from lDM_jax.interop.first_stage_settings import ORIGINAL_GROUPS
 from lDM_jax.interop.original import conditions
 from lDM_jax.interop.original import read as from_original
 from lDM_jax.interop.original import settings as original_settings
+from lDM_jax.interop.original.settings import SecondStage
 from lDM_jax.models.clip_text import ClipText
 from lDM_jax.tasks.task import Original
 from lDM_jax.weights import name_maps
@@ -55,14 +56,10 @@ def export(model: str) -> Exported:
 def whole(ours: Ours) -> Exported:
     """A `LatentDiffusion` with its first stage and conditioner."""
     config = ours.config
-    first, tower = open_parts(ours)
+    first, tower, scale = open_parts(ours)
     codec = networks.abstract_codec(config)
     channels = codec.channels
-    task, settings = task_of(config), task_settings(config)
-    cond = task.original(settings, channels)
-    scale = config.first_stage.scale or (
-        networks.stored_scale(first.config) if first else 1.0
-    )
+    cond = task_of(config).original(task_settings(config), channels)
     if isinstance(scale, list | tuple):
         raise UserError("the original program has one latent scale for all channels")
     unet_params = unet(config, channels + cond.channels, channels)
@@ -95,20 +92,16 @@ def whole(ours: Ours) -> Exported:
 
 
 def state_dict(
-    ours: Ours,
-    first: Ours | None,
-    tower: Ours | None,
-    stage: original_settings.SecondStage,
+    ours: Ours, first: Ours | None, tower: Ours | None, stage: SecondStage
 ) -> dict[str, Lazy]:
     """All entries, by the tables that reading uses; the schedule as its buffers."""
     arrays = {("", *path): lazy for path, lazy in ours.arrays.items()}
     for folder, part in (("first_stage", first), ("text", tower)):
         if part is not None:
             arrays |= {(folder, *path): lazy for path, lazy in part.arrays.items()}
-    unet = name_maps.prefixed(
-        from_original.unet_table(stage), from_original.UNET_PREFIX
-    )
-    table = unet | from_original.first_stage_table(stage)
+    unet = from_original.unet_table(stage)
+    table = name_maps.prefixed(unet, from_original.UNET_PREFIX)
+    table |= from_original.first_stage_table(stage)
     table |= from_original.CONDITIONERS[stage.route](stage)
     buffers = {
         name: Lazy(value.shape, lambda value=value: value.astype(np.float32))
@@ -187,11 +180,8 @@ def unet(config, in_channels: int, out_channels: int) -> dict:
     heads = "num_heads" if section.num_heads else "num_head_channels"
     params[heads] = section.num_heads or section.head_channels
     if section.context_width:
-        params |= dict(
-            use_spatial_transformer=True,
-            transformer_depth=depth,
-            context_dim=section.context_width,
-        )
+        params |= dict(use_spatial_transformer=True, transformer_depth=depth)
+        params["context_dim"] = section.context_width
     if section.linear_projections:
         params["use_linear_in_transformer"] = True
     return params
@@ -203,9 +193,8 @@ def conditioner(cond: Original, tower: Ours | None) -> str | dict:
         return frozen(tower)
     if cond.target.startswith("__"):
         return cond.target
-    if "." in cond.target:
-        return dict(target=cond.target)
-    return encoder(cond.target, cond.params)
+    own = "." in cond.target
+    return dict(target=cond.target) if own else encoder(cond.target, cond.params)
 
 
 def encoder(name: str, params: Mapping) -> dict:
@@ -218,24 +207,24 @@ def frozen(tower: Ours) -> dict:
     section = tower.config.text.network.to_dict()
     network = networks.construct(ClipText, section, "text.network")
     last, length = network.output_layer == "last", network.max_length
-    width, depth, heads = network.width, network.depth, network.num_heads
-    known = conditions.CLIP_VERSIONS
-    for version, sizes in known.items():
-        fits = sizes == dict(width=width, depth=depth, heads=heads) and last
-        if fits and network.activation == "quick_gelu":
+    own = {key: getattr(network, key) for key in ("width", "depth", "num_heads")}
+    for version, sizes in conditions.CLIP_VERSIONS.items():
+        if sizes == own and last and network.activation == "quick_gelu":
             params = dict(version=version, max_length=length)
             return encoder("FrozenCLIPEmbedder", params)
     for arch, sizes in conditions.OPENCLIP_VERSIONS.items():
         # "last" of a tower that lacks the last block is "penultimate" of the whole.
-        fits = sizes == dict(width=width, depth=depth + last, heads=heads)
-        whole = last and sizes == dict(width=width, depth=depth, heads=heads)
+        fits, whole = (
+            sizes == own | {"depth": network.depth + last},
+            last and sizes == own,
+        )
         if (fits or whole) and network.activation == "gelu":
             layer = "last" if whole else "penultimate"
             params = dict(arch=arch, max_length=length, layer=layer)
             return encoder("FrozenOpenCLIPEmbedder", params)
     raise UserError(
-        f"the original program knows no text tower of width {width}, depth {depth} and "
-        f"{heads} heads: it cannot be written"
+        f"the original program knows no text tower of width {network.width}, depth "
+        f"{network.depth} and {network.num_heads} heads: it cannot be written"
     )
 
 
@@ -246,9 +235,8 @@ def process(section: Mapping) -> dict:
             "the original program has discrete processes only, and none that ends at "
             "zero signal: the model cannot be written"
         )
-    predictions = {
-        ours: theirs for theirs, ours in original_settings.PREDICTIONS.items()
-    }
+    known = original_settings.PREDICTIONS.items()
+    predictions = {ours: theirs for theirs, ours in known}
     return dict(
         timesteps=section["num_timesteps"],
         beta_schedule=section["schedule"],
