@@ -146,11 +146,6 @@ def whole(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def first_rows(batch: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-    """The first rows of every global array, on every host."""
-    return {name: whole(rows[:count]) for name, rows in batch.items()}
-
-
 class Preemption:
     """SIGTERM or SIGINT, to one process or to all: `at(step)` is true where to save.
 

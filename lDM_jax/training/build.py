@@ -65,31 +65,23 @@ def autoencoder_stage(config: ConfigDict) -> AutoencoderStage:
         loss["perceptual"] = LPIPS()
     return AutoencoderStage(
         network,
-        optimizer(config),
         image_size_px=config.data.size_px,
         objective=networks.construct(Objective, loss, "loss"),
         adversary=adversary(config),
-        averages=averages(config),
-        accumulate_steps=config.train.accumulate_steps,
+        **common(config),
     )
 
 
 def diffusion_stage(config: ConfigDict, codec: Codec) -> DiffusionStage:
     """The denoiser's stage. UserError for sizes and sections that do not fit."""
     loss = {key: value for key, value in config.loss.items() if key != "log_variance"}
+    names = ("steps", "guidance", "sampler", "spacing")
     return DiffusionStage(
         networks.model(config, codec),
-        optimizer(config),
         conditions=abstract.conditions(config),
         latent_shape=latent_shape(config, codec),
-        averages=averages(config),
-        accumulate_steps=config.train.accumulate_steps,
-        previews=PreviewSettings(
-            steps=config.sample.steps,
-            guidance=config.sample.guidance,
-            sampler=config.sample.sampler,
-            spacing=config.sample.spacing,
-        ),
+        previews=PreviewSettings(**{key: config.sample[key] for key in names}),
+        **common(config),
         **loss,
     )
 
@@ -100,10 +92,8 @@ def classifier_stage(config: ConfigDict, codec: Codec) -> ClassifierStage:
         networks.classifier(config),
         make_process(**config.process),
         codec,
-        optimizer(config),
         latent_shape=latent_shape(config, codec),
-        averages=averages(config),
-        accumulate_steps=config.train.accumulate_steps,
+        **common(config),
     )
 
 
@@ -118,10 +108,13 @@ def latent_shape(config: ConfigDict, codec: Codec) -> tuple[int, int, int]:
     return shape
 
 
-def averages(config: ConfigDict) -> Averages:
-    """The averages of the parameters that config.train asks for."""
-    stds = config.train.ema_stds if config.stage == "diffusion" else ()
-    return Averages(config.train.ema_decay, config.train.ema_std, tuple(stds))
+def common(config: ConfigDict) -> dict[str, Any]:
+    """What all stages have: optimizer, averages of the parameters, parts of a batch."""
+    train = config.train
+    stds = train.ema_stds if config.stage == "diffusion" else ()
+    averages = Averages(train.ema_decay, train.ema_std, tuple(stds))
+    steps = train.accumulate_steps
+    return dict(optimizer=optimizer(config), averages=averages, accumulate_steps=steps)
 
 
 def optimizer(config: ConfigDict):
