@@ -63,7 +63,7 @@ def explicit(
     process_id: int | None,
     environment: Mapping[str, str],
 ) -> dict | None:
-    """Arguments for jax.distributed.initialize; None if nothing is given."""
+    """Arguments for jax.distributed.initialize; None without any."""
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     flags = (coordinator, num_processes, process_id)
     values = [

@@ -75,7 +75,7 @@ def make_mesh(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """Mesh over all devices (or the given ones); one size may be -1 to fill.
+    """Mesh over all devices, or over `devices`; one size may be -1 to fill.
 
     Raises UserError when the sizes do not multiply to the number of devices, or when
     `tensor` would need one row of a batch on two hosts.

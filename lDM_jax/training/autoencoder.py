@@ -89,11 +89,6 @@ class Objective:
         loss = latent.commitment if self.codebook_decay > 0 else latent.loss
         return self.codebook_weight * loss
 
-    @property
-    def averages_codes(self) -> bool:
-        """Whether a VQ stage carries `CodeAverages`."""
-        return self.codebook_decay > 0 or self.restart_below > 0
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AutoencoderStage:
@@ -126,7 +121,8 @@ class AutoencoderStage:
     @property
     def averages_codes(self) -> bool:
         """Whether the state carries `CodeAverages`."""
-        return not self.network.is_kl and self.objective.averages_codes
+        moved = self.objective.codebook_decay > 0 or self.objective.restart_below > 0
+        return moved and not self.network.is_kl
 
     def init(self, key: Array) -> AutoencoderState:
         """Random parameters of all players."""

@@ -152,10 +152,8 @@ def from_cache(config: ConfigDict, frozen: dict) -> Rows:
     plan = read_plan(config.data.path)
     encode_latents.check_cache(config, frozen, plan)
     data, held_out = splits(config)
-    row, held_out_row = encode_latents.pick(
-        config, draws=plan.draws, mirrored=plan.mirrored
-    )
-    return Rows(data, row, held_out, held_out_row)
+    rows = encode_latents.pick(config, draws=plan.draws, mirrored=plan.mirrored)
+    return Rows(data, rows[0], held_out, rows[1])
 
 
 def first_moments(codec: Codec, params, rows: Rows) -> np.ndarray:
@@ -179,9 +177,8 @@ def needs_scale(config: ConfigDict) -> bool:
 
 def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Codec:
     """Codec with 1 / std of the latents of the first images; noted in the config."""
-    scale = codec_lib.latent_scale(
-        codec, moments[:SCALE_SAMPLE_IMAGES], jax.random.key(0)
-    )
+    sample = moments[:SCALE_SAMPLE_IMAGES]
+    scale = codec_lib.latent_scale(codec, sample, jax.random.key(0))
     scale = from_first(scale)  # one number on every host, whatever their chips
     config.first_stage.scale = scale
     log.info("latent scale %.6g (1 / std of the training latents)", scale)

@@ -109,7 +109,7 @@ def train(
                 if due.measures:
                     figures = figures or measure(experiment, state, frozen, due)
                     recorder.evaluation(done, figures)
-                if due.looks or done == last:
+                if due.previews or due.measures or done == last:
                     recorder.report()
                 recorder.restart_clock(done)
             storage.checkpoints.wait()
@@ -139,14 +139,7 @@ class Storage:
         """
         key = rng.stream(jax.random.key(self.settings.seed), "init")
         init = jax.jit(experiment.stage.init, out_shardings=shardings)
-        abstract = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=where
-            ),
-            jax.eval_shape(experiment.stage.init, key),
-            shardings,
-        )
-        stored = self.checkpoints.restore_latest(abstract)
+        stored = self.checkpoints.restore_latest(jax.eval_shape(init, key))
         if stored is None:
             guard = put_replicated(mesh, Guard.start())
             return start_from(init(key), experiment.initial), guard, 0

@@ -185,8 +185,7 @@ class Recorder:
             return
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.info("held out at step %d: %s", step, text)
-        named = {f"eval_{name}": value for name, value in figures.items()}
-        self._append("eval", step, named)
+        self._append("eval", step, {f"eval_{k}": v for k, v in figures.items()})
 
     def _append(self, group: str, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl; JSON has no NaN, so null stands for it."""

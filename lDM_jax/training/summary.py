@@ -136,12 +136,10 @@ def diffusion_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     passes.append(("conditioner", 3, whole - fixed))
     encoded = ("moments" not in batch) + ("mask" in batch)
     passes.append(("first stage's encoder", encoded, encode))
-    lines = [
-        f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
-    ]
+    line = f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
     conditions = {n: row for n, row in run.stage.conditions.items() if n != "image"}
-    lines += [f"{name} {rows(batch_size, row)}" for name, row in conditions.items()]
-    return Figures(lines, state, named(frozen), counted(passes))
+    more = (f"{name} {rows(batch_size, row)}" for name, row in conditions.items())
+    return Figures([line, *more], state, named(frozen), counted(passes))
 
 
 def classifier_figures(config: ConfigDict, run: AbstractRun) -> Figures:
@@ -155,10 +153,9 @@ def classifier_figures(config: ConfigDict, run: AbstractRun) -> Figures:
         ("classifier", 3, flops.count(stage.network.apply, state.params, z, TIME)),
         ("first stage's encoder", encoded, encode),
     ]
-    lines = [
-        f"latents {rows(config.train.batch_size, z)} -> {config.num_classes} classes"
-    ]
-    return Figures(lines, state, named(run.frozen), counted(passes))
+    count = config.num_classes
+    line = f"latents {rows(config.train.batch_size, z)} -> {count} classes"
+    return Figures([line], state, named(run.frozen), counted(passes))
 
 
 def named(frozen: dict[str, Any]) -> dict[str, Any]:
