@@ -56,7 +56,7 @@ DOORS = {
         for part in ("builders", "wiring", "events", "layout")
     },
     "tensorboardX": {"lDM_jax/training/recorder.py"},
-    "wandb": {"lDM_jax/training/wandb_log.py"},
+    "wandb": {"lDM_jax/training/recorder.py"},
     "matplotlib": {
         "lDM_jax/evaluation/commands/sweep.py",
         "lDM_jax/training/report.py",

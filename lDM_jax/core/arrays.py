@@ -49,9 +49,6 @@ Denoiser = Callable[[Array, Array], Array]
 
 F = TypeVar("F", bound=Callable)
 
-# The fields of `Cond` that are cut along with the latents.
-SPATIAL = ("concat", "regions")
-
 
 @flax.struct.dataclass
 class Cond:
@@ -75,8 +72,8 @@ class Cond:
 
     @property
     def spatial(self) -> dict[str, jax.Array]:
-        """The fields that lie over the latents, "b h w ...", of those that are set."""
-        over = {name: getattr(self, name) for name in SPATIAL}
+        """The set fields over the latents, "b h w ...", which are cut with them."""
+        over = {"concat": self.concat, "regions": self.regions}
         return {name: value for name, value in over.items() if value is not None}
 
 

@@ -63,7 +63,7 @@ def explicit(
     process_id: int | None,
     environment: Mapping[str, str],
 ) -> dict | None:
-    """Arguments for jax.distributed.initialize; None if nothing is given."""
+    """Arguments for jax.distributed.initialize; None without any."""
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     flags = (coordinator, num_processes, process_id)
     values = [
@@ -144,11 +144,6 @@ def whole(array: Any) -> np.ndarray:
             return np.asarray(array.addressable_data(0))
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
-
-
-def first_rows(batch: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-    """The first rows of every global array, on every host."""
-    return {name: whole(rows[:count]) for name, rows in batch.items()}
 
 
 class Preemption:

@@ -30,12 +30,8 @@ READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 }
 MAX_PIXELS = 2**27  # 134 megapixels, 0.5 GB decoded; larger than any camera's picture
 
@@ -191,8 +187,9 @@ def resample(
     All but "nearest" are antialiased; RGBA is weighted by its alpha. Raises KeyError
     for another method.
     """
-    picture = Image.fromarray(pixels)
-    return np.asarray(picture.resize((width, height), RESAMPLING[method]))
+    return np.asarray(
+        Image.fromarray(pixels).resize((width, height), RESAMPLING[method])
+    )
 
 
 def nearest(values: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
@@ -245,8 +242,7 @@ def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
     images = np.asarray(images)
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    gap = 2
+    rows, gap = math.ceil(count / columns), 2
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
     sheet = np.full(shape, 255, np.uint8)
     for index, picture in enumerate(images):
@@ -293,16 +289,9 @@ def write_animation(
     durations = [frame_ms] * len(rest) + [20 * frame_ms]
     kind = formats[path.suffix.lower()]
     options = {"lossless": True} if kind == "WEBP" else {}
+    options |= {"save_all": True, "append_images": rest, "duration": durations}
     with replacing(path) as partial:
-        first.save(
-            partial,
-            format=kind,
-            save_all=True,
-            append_images=rest,
-            duration=durations,
-            loop=0,
-            **options,
-        )
+        first.save(partial, format=kind, loop=0, **options)
 
 
 def read_request(path: str | os.PathLike) -> dict | None:

@@ -75,7 +75,7 @@ def make_mesh(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """Mesh over all devices (or the given ones); one size may be -1 to fill.
+    """Mesh over all devices, or over `devices`; one size may be -1 to fill.
 
     Raises UserError when the sizes do not multiply to the number of devices, or when
     `tensor` would need one row of a batch on two hosts.
@@ -128,11 +128,7 @@ def placement(
             names[rule.axis], used = "tensor", rule.name
             break
     pieces = mesh.shape["fsdp"]
-    axes = [
-        axis
-        for axis, size in enumerate(shape)
-        if size % pieces == 0 and names[axis] is None
-    ]
+    axes = [i for i, size in enumerate(shape) if size % pieces == 0 and not names[i]]
     if pieces > 1 and large and axes:
         names[max(axes, key=lambda axis: shape[axis])] = "fsdp"
         used = used or "large, along the largest axis"
@@ -152,14 +148,14 @@ def sharding_table(mesh: Mesh | AbstractMesh, abstract: Any) -> list[str]:
         for index, value in enumerate((1, math.prod(leaf.shape), share)):
             row[index] += value
     sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    head = ("rule", "split over", "arrays", "elements", "on a device")
-    lines = [
+    return [
         f"mesh {sizes}",
-        f"{head[0]:<32}{head[1]:<15}{head[2]:>8}{head[3]:>16}{head[4]:>15}",
+        f"{'rule':<32}{'split over':<15}{'arrays':>8}{'elements':>16}    on a device",
+        *(
+            f"{rule:<32}{split:<15}{arrays:>8,}{whole:>16,}{share:>15,}"
+            for (rule, split), (arrays, whole, share) in sorted(groups.items())
+        ),
     ]
-    for (rule, split), (arrays, whole, share) in sorted(groups.items()):
-        lines.append(f"{rule:<32}{split:<15}{arrays:>8,}{whole:>16,}{share:>15,}")
-    return lines
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, accumulate_steps: int = 1) -> None:

@@ -1,5 +1,4 @@
-"""Training, in reading order: state, optim, sharding, checkpoint, two stages, loop.
+"""Training, in reading order: state, optim, autoencoder, diffusion, classifier, loop.
 
-The loop drives a `Stage` (state.py) and never knows what it trains; autoencoder.py and
-diffusion.py are the two stages.
+The loop drives a `Stage` (state.py) and never knows which of the three it trains.
 """

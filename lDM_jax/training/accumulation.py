@@ -50,7 +50,6 @@ def mean_of_parts(function: Callable, rows: Any, parts: int) -> Any:
     """The mean over the parts of function(rows, index), a tree of arrays.
 
     index i32 "": the number of the part, for keys of its dropout.
-    With one part this is plainly the function.
     """
     if parts == 1:
         return function(rows, jnp.int32(0))
@@ -62,17 +61,13 @@ def mean_of_parts(function: Callable, rows: Any, parts: int) -> Any:
     numbered = jnp.arange(parts), split(rows, parts)
     first = jax.tree.map(lambda leaf: leaf[0], numbered)
     shapes = jax.eval_shape(function, first[1], first[0])
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, numbered)
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), numbered)
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def mean_gradients(
     loss: Callable, params: Any, rows: Any, parts: int
 ) -> tuple[Any, Scalars]:
-    """(gradients, scalars) of loss(params, rows, index) -> (mean of rows, scalars).
-
-    Scalars are averaged over the parts.
-    """
+    """(gradients, scalars), averaged over the parts, of loss(params, rows, index)."""
     gradients = jax.grad(loss, has_aux=True)
     return mean_of_parts(lambda *part: gradients(params, *part), rows, parts)

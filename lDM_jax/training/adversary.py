@@ -65,8 +65,7 @@ class Adversary:
 
         def asleep(player, x, x_hat):
             shapes = jax.eval_shape(self._turn, player, x, x_hat)
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return zeros._replace(player=player)
+            return jax.tree.map(jnp.zeros_like, shapes)._replace(player=player)
 
         return jax.lax.cond(awake, self._turn, asleep, player, x, x_hat)
 
@@ -82,21 +81,13 @@ class Adversary:
         loss, (real_bar, fake_bar) = jax.value_and_grad(
             lambda real, fake: losses.discriminator_loss(real, fake, self.loss), (0, 1)
         )(real, fake)
-        grads = jax.tree.map(
-            lambda a, b: self.factor * (a + b),
-            real_back(real_bar)[0],
-            fake_back(fake_bar)[0],
-        )
+        bars = real_back(real_bar)[0], fake_back(fake_bar)[0]
+        grads = jax.tree.map(lambda a, b: self.factor * (a + b), *bars)
         updates, opt_state = self.optimizer.update(grads, player.opt_state, params)
         params = optax.apply_updates(params, updates)
-        scalars = {
-            "gen": generator,
-            "disc": loss,
-            "disc_gnorm": optax.tree.norm(grads),
-            **_reading(real, fake),
-        }
+        scalars = {"gen": generator, "disc": loss, "disc_gnorm": optax.tree.norm(grads)}
         player = Player({"params": params, **stats}, opt_state)
-        return Turn(player, fake_back(generator_bar)[1], scalars)
+        return Turn(player, fake_back(generator_bar)[1], scalars | _reading(real, fake))
 
     def _judge(self, params: dict, stats: dict, x: Array) -> tuple[Array, dict]:
         """(logits, batch statistics), normalized by this batch."""

@@ -32,10 +32,12 @@ from lDM_jax.models.autoencoder import Autoencoder, DiagonalGaussian, Quantized
 from lDM_jax.training.accumulation import mean_of_parts
 from lDM_jax.training.adversary import Adversary, Player
 from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
-from lDM_jax.training.gan_health import diagnose
 from lDM_jax.training.state import Averages, TrainState, norms
 
 log = logging.getLogger(__name__)
+DEAD_USAGE = 0.1
+BLIND_GAP = 0.02
+BEATEN_ACCURACY, BEATEN_GAP = 0.98, 6.0
 
 
 @flax.struct.dataclass
@@ -87,11 +89,6 @@ class Objective:
         loss = latent.commitment if self.codebook_decay > 0 else latent.loss
         return self.codebook_weight * loss
 
-    @property
-    def averages_codes(self) -> bool:
-        """Whether a VQ stage carries `CodeAverages`."""
-        return self.codebook_decay > 0 or self.restart_below > 0
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AutoencoderStage:
@@ -124,7 +121,8 @@ class AutoencoderStage:
     @property
     def averages_codes(self) -> bool:
         """Whether the state carries `CodeAverages`."""
-        return not self.network.is_kl and self.objective.averages_codes
+        moved = self.objective.codebook_decay > 0 or self.objective.restart_below > 0
+        return moved and not self.network.is_kl
 
     def init(self, key: Array) -> AutoencoderState:
         """Random parameters of all players."""
@@ -155,7 +153,17 @@ class AutoencoderStage:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params, codes = optax.apply_updates(state.params, updates), state.codes
         if self.averages_codes:
-            params, codes = self._move_codes(params, codes, *taken, key)
+            # what gradients do not move: averages, dead codes
+            codes, codebook = update_codebook(
+                codes,
+                codebook_of(params),
+                *taken,
+                rng.stream(key, "codes"),
+                decay=self.objective.codebook_decay or 0.99,
+                by_average=self.objective.codebook_decay > 0,
+                restart_below=self.objective.restart_below,
+            )
+            params = with_codebook(params, codebook)
         state = state.replace(
             step=state.step + 1,
             params=params,
@@ -193,10 +201,9 @@ class AutoencoderStage:
         if self.adversary is not None:
             awake = state.step >= self.adversary.start_steps
             player, game_bar, game = self.adversary.turn(player, x, x_hat, awake=awake)
-            kernels = [
-                last_kernel(pullback((bar, jnp.zeros_like(term)))[0])
-                for bar in (x_hat_bar, game_bar)
-            ]
+            bars = (x_hat_bar, game_bar)
+            trees = [pullback((bar, jnp.zeros_like(term)))[0]["params"] for bar in bars]
+            kernels = [tree["decoder"]["conv_out"]["kernel"] for tree in trees]
             scale = jnp.where(awake, self.adversary.weight * self.adversary.factor, 0.0)
             weight = scale * losses.adaptive_weight(*kernels)
             x_hat_bar = x_hat_bar + weight * game_bar
@@ -208,20 +215,6 @@ class AutoencoderStage:
         scalars |= {**latent_scalars(network, latent), "loss": loss}
         taken = (z, latent.codes) if self.averages_codes else None
         return grads, (scalars, player, taken)
-
-    def _move_codes(self, params, codes: CodeAverages, z, taken: Array, key: Array):
-        """(params, averages) with what gradients do not move: means, dead codes."""
-        codes, codebook = update_codebook(
-            codes,
-            codebook_of(params),
-            z,
-            taken,
-            rng.stream(key, "codes"),
-            decay=self.objective.codebook_decay or 0.99,
-            by_average=self.objective.codebook_decay > 0,
-            restart_below=self.objective.restart_below,
-        )
-        return with_codebook(params, codebook), codes
 
     def preview(self, state: AutoencoderState, frozen, batch: Batch, key: Array):
         """Images above their reconstructions, by the EMA."""
@@ -278,11 +271,6 @@ def reconstruct(network: Autoencoder, params, x: Array, key: Array, eps: Array |
     return network.apply(params, x, method=run, rngs=dropout)
 
 
-def last_kernel(params: dict) -> Array:
-    """The kernel of the decoder's last convolution, in a tree like the parameters."""
-    return params["params"]["decoder"]["conv_out"]["kernel"]
-
-
 def codebook_of(params: dict) -> Array:
     """The codebook "k c" of a VQ stage's parameters."""
     return params["params"]["quantizer"]["codebook"]
@@ -304,19 +292,49 @@ def latent_scalars(network: Autoencoder, latent) -> Scalars:
 
 def held_out_usage(network: Autoencoder, params, x: Array) -> float:
     """Codes that x uses, as a share of those it could: min(codes, positions)."""
-    latent = network.apply(
-        params, x, method=lambda net, x: net.quantize(net.moments(x))
+    codes = network.apply(
+        params, x, method=lambda net, x: net.quantize(net.moments(x)).codes
     )
-    used = len(np.unique(whole(latent.codes)))
-    return used / min(network.num_codes, latent.codes.size)
+    return len(np.unique(whole(codes))) / min(network.num_codes, codes.size)
+
+
+def diagnose(figures: dict[str, float]) -> list[str]:
+    """A line for each collapse that held-out figures show.
+
+    figures: code_usage (share of the codes that could have been used), logit_real,
+    logit_fake, disc_acc, as far as the stage has them.
+    """
+    lines = []
+    usage = figures.get("code_usage", 1.0)
+    if usage < DEAD_USAGE:
+        lines.append(
+            f"codebook collapse: held-out images use {usage:.1%} of the codes they "
+            "could; set loss.restart_below=0.01, or loss.codebook_decay=0.99"
+        )
+    if "disc_acc" not in figures:
+        return lines
+    gap = figures["logit_real"] - figures["logit_fake"]
+    if abs(gap) < BLIND_GAP:
+        lines.append(
+            f"the discriminator sees no difference (logits {gap:.3f} apart): usual "
+            "in the first thousand steps after it wakes; if it stays, raise the "
+            "learning rate or discriminator.width"
+        )
+    if figures["disc_acc"] > BEATEN_ACCURACY and gap > BEATEN_GAP:
+        lines.append(
+            f"the discriminator wins everywhere (accuracy {figures['disc_acc']:.1%}, "
+            f"logits {gap:.1f} apart): the decoder learns little from it; start it "
+            "later (discriminator.start_steps), narrow it (discriminator.width), or "
+            "lower discriminator.weight if reconstructions get worse"
+        )
+    return lines
 
 
 def evaluate_reconstruction(
     run: Callable, params, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Mean PSNR (dB) and L1 over `batches`, rows weighted by batch["weight"]."""
-    total = {"psnr": 0.0, "l1": 0.0}
-    count = 0.0
+    total, count = {"psnr": 0.0, "l1": 0.0}, 0.0
     for batch in batches:
         x, weight = jnp.asarray(batch["image"]), np.asarray(batch["weight"])
         x_hat = whole(run(params, x))

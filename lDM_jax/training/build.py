@@ -66,31 +66,23 @@ def autoencoder_stage(config: ConfigDict) -> AutoencoderStage:
         loss["perceptual"] = LPIPS()
     return AutoencoderStage(
         network,
-        optimizer(config),
         image_size_px=config.data.size_px,
         objective=networks.construct(Objective, loss, "loss"),
         adversary=adversary(config),
-        averages=averages(config),
-        accumulate_steps=config.train.accumulate_steps,
+        **common(config),
     )
 
 
 def diffusion_stage(config: ConfigDict, codec: Codec) -> DiffusionStage:
     """The denoiser's stage. UserError for sizes and sections that do not fit."""
     loss = {key: value for key, value in config.loss.items() if key != "log_variance"}
+    names = ("steps", "guidance", "sampler", "spacing")
     return DiffusionStage(
         networks.model(config, codec),
-        optimizer(config),
         conditions=abstract.conditions(config),
         latent_shape=latent_shape(config, codec),
-        averages=averages(config),
-        accumulate_steps=config.train.accumulate_steps,
-        previews=PreviewSettings(
-            steps=config.sample.steps,
-            guidance=config.sample.guidance,
-            sampler=config.sample.sampler,
-            spacing=config.sample.spacing,
-        ),
+        previews=PreviewSettings(**{key: config.sample[key] for key in names}),
+        **common(config),
         **loss,
     )
 
@@ -101,10 +93,8 @@ def classifier_stage(config: ConfigDict, codec: Codec) -> ClassifierStage:
         networks.classifier(config),
         make_process(**config.process),
         codec,
-        optimizer(config),
         latent_shape=latent_shape(config, codec),
-        averages=averages(config),
-        accumulate_steps=config.train.accumulate_steps,
+        **common(config),
     )
 
 
@@ -119,11 +109,19 @@ def latent_shape(config: ConfigDict, codec: Codec) -> tuple[int, int, int]:
     return shape
 
 
-def averages(config: ConfigDict) -> Averages:
-    """The averages that config.train asks for: its "ema_decay" is their `decay`, ..."""
-    names = (field.name for field in dataclasses.fields(Averages))
-    known = {name: config.train.get(f"ema_{name}") for name in names}
-    return Averages(**{key: value for key, value in known.items() if value is not None})
+def common(config: ConfigDict) -> dict[str, Any]:
+    """What all stages have: optimizer, averages of the parameters, parts of a batch.
+
+    A field of `Averages` is config.train's "ema_" and its name.
+    """
+    train = config.train
+    names = [field.name for field in dataclasses.fields(Averages)]
+    asked = {name: train[f"ema_{name}"] for name in names if f"ema_{name}" in train}
+    return dict(
+        optimizer=optimizer(config),
+        averages=Averages(**asked),
+        accumulate_steps=train.accumulate_steps,
+    )
 
 
 def optimizer(config: ConfigDict):

@@ -25,12 +25,7 @@ from lDM_jax.diffusion.guidance import classifier_free
 from lDM_jax.diffusion.latent_diffusion import LatentDiffusion
 from lDM_jax.diffusion.process import MIN_SNR_GAMMA
 from lDM_jax.training.accumulation import in_parts, mean_gradients
-from lDM_jax.training.state import (
-    Averages,
-    TrainState,
-    apply_gradients,
-    with_profiles,
-)
+from lDM_jax.training.state import Averages, TrainState, apply_gradients, with_profiles
 
 TIME_BUCKETS = 4
 

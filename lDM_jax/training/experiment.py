@@ -24,16 +24,8 @@ from lDM_jax.data.bad_examples import Ledger
 from lDM_jax.data.latents_cache import Pick, read_plan
 from lDM_jax.diffusion import codec as codec_lib
 from lDM_jax.diffusion.codec import Codec
-from lDM_jax.from_config import encode_latents, networks
-from lDM_jax.from_config.datasets import (
-    describe,
-    ledger,
-    note_classes,
-    resolve,
-    source,
-    transform,
-)
-from lDM_jax.from_config.encode_latents import encode
+from lDM_jax.from_config import datasets, encode_latents, networks
+from lDM_jax.from_config.datasets import source, transform
 from lDM_jax.training import build
 from lDM_jax.training.state import Stage
 from lDM_jax.weights import directory as weights_directory
@@ -86,7 +78,7 @@ def make(config: ConfigDict, *, workdir: str | Path | None = None) -> Experiment
     kinds = dict.fromkeys(build.SECOND_STAGES, _second_stage)
     kinds["autoencoder"] = _autoencoder
     kind = networks.lookup(kinds, config.stage, "config.stage")
-    return kind(resolve(config), workdir)
+    return kind(datasets.resolve(config), workdir)
 
 
 def _autoencoder(config: ConfigDict, workdir) -> Experiment:
@@ -120,8 +112,8 @@ def _second_stage(config: ConfigDict, workdir) -> Experiment:
 def splits(config: ConfigDict) -> tuple[Any, Any]:
     """Training and held-out data; tells of them, notes the classes in the config."""
     data, held_out = (source(config, split) for split in ("train", "validation"))
-    note_classes(config, data)
-    for line in describe(config, data, held_out):
+    datasets.note_classes(config, data)
+    for line in datasets.describe(config, data, held_out):
         log.info("%s", line)
     return data, held_out
 
@@ -130,7 +122,7 @@ def pictures(config: ConfigDict, workdir: str | Path | None = None) -> Rows:
     """The data set itself; what cannot be used is listed in workdir."""
     data, held_out = splits(config)
     row, held_out_row = (transform(config, split) for split in ("train", "validation"))
-    listed = ledger(config, data, workdir, jax.process_index())
+    listed = datasets.ledger(config, data, workdir, jax.process_index())
     return Rows(data, row, held_out, held_out_row, listed)
 
 
@@ -146,8 +138,10 @@ def in_memory(config: ConfigDict, codec: Codec, params, workdir=None) -> Rows:
     for split, data in zip(("train", "validation"), both, strict=True):
         row = encode_latents.copies(config, draws=draws, split=split)
         where = workdir if split == "train" else None
-        listed = ledger(config, data, where, jax.process_index())
-        rows = encode(codec, params, data, row, ledger=listed, name=split)
+        listed = datasets.ledger(config, data, where, jax.process_index())
+        rows = encode_latents.encode(
+            codec, params, data, row, ledger=listed, name=split
+        )
         encoded.append(sources.ArraySource(rows))
     train_row, held_out_row = encode_latents.pick(config, draws=draws)
     return Rows(encoded[0], train_row, encoded[1], held_out_row)
@@ -158,17 +152,17 @@ def from_cache(config: ConfigDict, frozen: dict) -> Rows:
     plan = read_plan(config.data.path)
     encode_latents.check_cache(config, frozen, plan)
     data, held_out = splits(config)
-    row, held_out_row = encode_latents.pick(
-        config, draws=plan.draws, mirrored=plan.mirrored
-    )
-    return Rows(data, row, held_out, held_out_row)
+    rows = encode_latents.pick(config, draws=plan.draws, mirrored=plan.mirrored)
+    return Rows(data, rows[0], held_out, rows[1])
 
 
 def first_moments(codec: Codec, params, rows: Rows) -> np.ndarray:
     """Moments of the first SCALE_SAMPLE_IMAGES training examples."""
     if not isinstance(rows.row, Pick):
         options = dict(limit=SCALE_SAMPLE_IMAGES, ledger=rows.ledger)
-        return encode(codec, params, rows.data, rows.row, **options)["moments"]
+        return encode_latents.encode(codec, params, rows.data, rows.row, **options)[
+            "moments"
+        ]
     first = sources.First(rows.data, SCALE_SAMPLE_IMAGES)
     batches = data_pipeline.batches_once(first, rows.held_out_row, batch_size=32)
     return np.concatenate([b["moments"][b["weight"] > 0] for b in batches])
@@ -183,9 +177,8 @@ def needs_scale(config: ConfigDict) -> bool:
 
 def measure_scale(config: ConfigDict, codec: Codec, moments: np.ndarray) -> Codec:
     """Codec with 1 / std of the latents of the first images; noted in the config."""
-    scale = codec_lib.latent_scale(
-        codec, moments[:SCALE_SAMPLE_IMAGES], jax.random.key(0)
-    )
+    sample = moments[:SCALE_SAMPLE_IMAGES]
+    scale = codec_lib.latent_scale(codec, sample, jax.random.key(0))
     scale = from_first(scale)  # one number on every host, whatever their chips
     config.first_stage.scale = scale
     log.info("latent scale %.6g (1 / std of the training latents)", scale)

@@ -10,22 +10,15 @@ before it.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lDM_jax.core import image, rng
-from lDM_jax.core.distributed import first_rows, is_first, preemption
+from lDM_jax.core import image, rng, sharding
+from lDM_jax.core.distributed import is_first, preemption, whole
 from lDM_jax.core.errors import UserError
-from lDM_jax.core.sharding import (
-    Mesh,
-    check_batch_size,
-    put_batch,
-    put_replicated,
-    state_sharding,
-)
+from lDM_jax.core.sharding import Mesh, put_replicated
 from lDM_jax.training.recorder import Diverged, Recorder
 from lDM_jax.training.settings import Due, LoopSettings, loop_settings
 from lDM_jax.training.state import start_from
@@ -48,7 +41,7 @@ def run(experiment: Any, workdir: str, *, mesh: Mesh, image_flops: float = 0.0) 
     """
     judged = getattr(experiment, "judge", None) is not None
     settings = loop_settings(experiment.config, judged=judged)
-    check_batch_size(mesh, settings.batch_size, settings.accumulate_steps)
+    sharding.check_batch_size(mesh, settings.batch_size, settings.accumulate_steps)
     try:
         with WorkDirectory(Path(workdir), experiment.config) as directory:
             try:
@@ -74,19 +67,23 @@ def train(
     stage, iterator, last = experiment.stage, experiment.iterator, settings.num_steps
     root = jax.random.key(settings.seed)
     frozen = put_replicated(mesh, experiment.frozen)
-    shardings = state_sharding(mesh, jax.eval_shape(stage.init, root))
+    shardings = sharding.state_sharding(mesh, jax.eval_shape(stage.init, root))
     update = jit_update(stage, mesh, shardings, root=root, limits=settings.limits)
     done, pending, stopping = 0, None, False
-    with preemption() as stop, closing(iterator) as opened:
-        storage = opened(Storage(directory, iterator, settings))
+    with preemption() as stop, contextlib.ExitStack() as stack:
+        if hasattr(iterator, "close"):
+            stack.callback(iterator.close)
+        storage = Storage(directory, iterator, settings)
+        stack.callback(storage.close)
         state, guard, start = storage.restore_or_init(experiment, shardings, mesh)
-        recorder = opened(Recorder(directory, settings, start, guard, image_flops))
+        recorder = Recorder(directory, settings, start, guard, image_flops)
+        stack.callback(recorder.close)
         try:
             for done in range(start + 1, last + 1):
                 # 1. the batch; the iterator's state is now the one behind it
                 with recorder.waiting():
                     rows = next(iterator)
-                batch = put_batch(mesh, rows)
+                batch = sharding.put_batch(mesh, rows)
                 # 2. one update, dispatched
                 with recorder.dispatching():
                     state, guard, scalars = update(state, guard, frozen, batch)
@@ -112,7 +109,7 @@ def train(
                 if due.measures:
                     figures = figures or measure(experiment, state, frozen, due)
                     recorder.evaluation(done, figures)
-                if due.looks or done == last:
+                if due.previews or due.measures or done == last:
                     recorder.report()
                 recorder.restart_clock(done)
             storage.checkpoints.wait()
@@ -129,8 +126,7 @@ class Storage:
     """What a run keeps in its directory: checkpoints, and snapshots of its averages."""
 
     def __init__(self, directory: WorkDirectory, iterator, settings: LoopSettings):
-        self.directory, self.iterator = directory, iterator
-        self.settings = settings
+        self.directory, self.iterator, self.settings = directory, iterator, settings
         self.checkpoints = Checkpoints(directory.path, keep=settings.keep)
         self.snapshots = None
         if settings.averages_every_steps:
@@ -143,14 +139,7 @@ class Storage:
         """
         key = rng.stream(jax.random.key(self.settings.seed), "init")
         init = jax.jit(experiment.stage.init, out_shardings=shardings)
-        abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=sharding
-            ),
-            jax.eval_shape(experiment.stage.init, key),
-            shardings,
-        )
-        stored = self.checkpoints.restore_latest(abstract)
+        stored = self.checkpoints.restore_latest(jax.eval_shape(init, key))
         if stored is None:
             guard = put_replicated(mesh, Guard.start())
             return start_from(init(key), experiment.initial), guard, 0
@@ -215,26 +204,12 @@ def measure(experiment, state, frozen, due: Due) -> dict:
 
 def preview(stage, state, frozen, batch, root, directory, step: int) -> None:
     """Write the stage's previews; only process 0 writes."""
-    rows = first_rows(batch, PREVIEW_ROWS) if jax.process_count() > 1 else batch
-    images = stage.preview(state, frozen, rows, rng.stream(root, "preview"))
+    if jax.process_count() > 1:  # global arrays: their first rows, on every host
+        batch = {name: whole(rows[:PREVIEW_ROWS]) for name, rows in batch.items()}
+    images = stage.preview(state, frozen, batch, rng.stream(root, "preview"))
     if not is_first():
         return
     folder = directory.path / "previews"
     folder.mkdir(exist_ok=True)
     for name, pixels in images.items():
         image.write_png(folder / f"{step:07d}_{name}.png", pixels)
-
-
-@contextlib.contextmanager
-def closing(*things: Any) -> Iterator[Callable[[Any], Any]]:
-    """Close what can be closed, whatever happens; yields a function that adds one."""
-    with contextlib.ExitStack() as stack:
-
-        def opened(thing):
-            if hasattr(thing, "close"):
-                stack.callback(thing.close)
-            return thing
-
-        for thing in things:
-            opened(thing)
-        yield opened

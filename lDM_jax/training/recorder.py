@@ -1,6 +1,7 @@
 """What a run says of itself: log line, metrics.jsonl, TensorBoard, report.html.
 
-Of process 0 only; Weights & Biases, where config.train.wandb names a project.
+Of process 0 only; Weights & Biases, where config.train.wandb names a project, is
+imported when asked for and needed by nothing else.
 
 Speed is wall time between log lines without saving and looking. `input_wait` is the
 share of it in which the host waited for data; the device may have been busy then. MFU
@@ -9,10 +10,12 @@ the devices could do, where their peak is known.
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from lDM_jax.core.distributed import is_first, together
+from lDM_jax.core.errors import UserError
 from lDM_jax.core.files import replacing
-from lDM_jax.training import flops, report, wandb_log
+from lDM_jax.training import flops, report
 from lDM_jax.training.settings import LoopSettings, is_due
 from lDM_jax.training.update_guard import Guard
 from lDM_jax.training.workdir import WorkDirectory
@@ -48,18 +52,15 @@ class Recorder:
         image_flops: float = 0.0,
     ):
         self.settings, self.directory = settings, directory
-        self.image_flops = image_flops
-        self.peak = flops.peak_of(jax.devices())
-        self.clock_step = start
-        self.clock: float | None = None
-        self.waited_secs = 0.0
+        self.image_flops, self.peak = image_flops, flops.peak_of(jax.devices())
+        self.clock_step, self.clock, self.waited_secs = start, None, 0.0
         self.skipped = int(guard.skipped)
         self.compile_secs: float | None = None
         self.metrics = directory.path / "metrics.jsonl"
         self.board = self.service = None
         if settings.wandb:
             with together("starting Weights & Biases"):
-                self.service = wandb_log.open_run(settings.wandb, directory)
+                self.service = open_run(settings.wandb, directory)
         if is_first():
             self._forget_after(start)
             self.board = Board(directory.path / "tensorboard", start)
@@ -118,16 +119,11 @@ class Recorder:
 
     def _warn(self, step: int, skipped: int) -> None:
         """One line when the guard skipped since the last look."""
-        before, self.skipped = self.skipped, skipped
-        if skipped > before:
-            new = skipped - before
+        new, self.skipped = skipped - self.skipped, skipped
+        if new > 0:
             log.warning(
-                "skipped %d update%s up to step %d: loss or gradient not finite, or a "
-                "spike; %d in all",
-                new,
-                "" if new == 1 else "s",
-                step,
-                skipped,
+                f"skipped {new} update{'s' * (new > 1)} up to step {step}: loss or "
+                f"gradient not finite, or a spike; {skipped} in all"
             )
 
     def restart_clock(self, step: int) -> None:
@@ -189,8 +185,7 @@ class Recorder:
             return
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.info("held out at step %d: %s", step, text)
-        named = {f"eval_{name}": value for name, value in figures.items()}
-        self._append("eval", step, named)
+        self._append("eval", step, {f"eval_{k}": v for k, v in figures.items()})
 
     def _append(self, group: str, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl; JSON has no NaN, so null stands for it."""
@@ -226,8 +221,7 @@ class Board:
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"), f".{start}")
         # TensorBoard then hides what earlier files say of steps beyond `start`.
-        session = SessionLog(status=SessionLog.START)
-        self._write(start + 1, session_log=session)
+        self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, values: dict[str, float], step: int) -> None:
         """Write scalars of one step, on disk when this returns.
@@ -246,6 +240,42 @@ class Board:
         """Close the file. Every `add` is on disk: what fails here is no loss."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def open_run(project: str, directory: WorkDirectory) -> Any:
+    """The Weights & Biases run of a work directory; None except in the first process.
+
+    A run that continues goes on in the same run there: its id lies in the directory.
+    Offline use (WANDB_MODE=offline) and the account are wandb's own settings. UserError
+    in all processes if wandb is not installed; in the first if it does not start.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"config.train.wandb = {project!r} needs the package wandb: pip install "
+            'wandb, or leave it ""; metrics.jsonl, TensorBoard and report.html are '
+            "written in any case"
+        )
+    if not is_first():
+        return None
+    import wandb
+
+    file = directory.path / ".wandb_id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    try:
+        return wandb.init(
+            project=project,
+            name=directory.path.name,
+            id=file.read_text().strip(),
+            resume="allow",
+            dir=str(directory.path),
+            config=directory.stored_config,
+        )
+    except Exception as error:  # of any kind: network, account, settings
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"wandb does not start ({line}); WANDB_MODE=offline needs no network"
+        ) from None
 
 
 def step_of(line: str) -> float:

@@ -111,19 +111,13 @@ def facts(lines: list[dict], config: dict) -> str:
     return " · ".join(words)
 
 
-def series_of(lines: list[dict]) -> dict[str, Series]:
-    """{metric: [(step, value), ...]} in the order of first appearance."""
-    series: dict[str, list] = {}
+def charts(lines: list[dict]) -> Iterator[str]:
+    """The charts, the most telling first."""
+    rest: dict[str, list] = {}  # (step, value) by metric, as they first appear
     for line in lines:
         for name, value in line.items():
             if name not in HIDDEN and isinstance(value, int | float | None):
-                series.setdefault(name, []).append((line["step"], value))
-    return series
-
-
-def charts(lines: list[dict]) -> Iterator[str]:
-    """The charts, the most telling first."""
-    rest = series_of(lines)
+                rest.setdefault(name, []).append((line["step"], value))
     for title, pattern in CHARTS:
         names = [name for name in rest if re.fullmatch(pattern, name)]
         group = {name: rest.pop(name) for name in names}

@@ -32,11 +32,6 @@ class Due(NamedTuple):
         """Whether there are figures."""
         return self.evaluates or self.judges
 
-    @property
-    def looks(self) -> bool:
-        """Whether there is anything to look at."""
-        return self.previews or self.measures
-
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:

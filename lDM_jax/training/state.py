@@ -12,6 +12,7 @@ import optax
 
 from lDM_jax.core.arrays import Array, Batch, Scalars
 from lDM_jax.core.errors import UserError
+from lDM_jax.core.sharding import put_whole
 
 
 @flax.struct.dataclass
@@ -24,9 +25,7 @@ class TrainState:
     opt_state: Any
 
     @classmethod
-    def create(
-        cls, params: Any, optimizer: optax.GradientTransformation
-    ) -> "TrainState":
+    def create(cls, params, optimizer: optax.GradientTransformation) -> "TrainState":
         """Step 0: the EMA starts as a copy of the parameters."""
         ema = jax.tree.map(jnp.array, params)
         return cls(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
@@ -113,20 +112,13 @@ def start_from(state: Any, initial: dict) -> Any:
     """
 
     def replace(path, leaf):
-        keys = [entry.key for entry in path if hasattr(entry, "key")]
-        name = "/".join(str(key) for key in keys)
+        name = "/".join(str(entry.key) for entry in path if hasattr(entry, "key"))
         if name not in initial:
             return leaf
-        values = np.asarray(initial[name]).astype(leaf.dtype)
-        sharding = leaf.sharding  # of all processes, each of which has the values
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda i: values[i])
+        return put_whole(leaf.sharding, np.asarray(initial[name]).astype(leaf.dtype))
 
-    names = ("params", "ema", "profiles")
-    begun = {
-        name: jax.tree.map_with_path(replace, tree)
-        for name, tree in vars(state).items()
-        if name in names
-    }
+    names = vars(state).keys() & {"params", "ema", "profiles"}
+    begun = {name: jax.tree.map_with_path(replace, vars(state)[name]) for name in names}
     return state.replace(**begun)
 
 
@@ -136,19 +128,13 @@ class Stage(Protocol):
     def init(self, key: Array) -> TrainState:
         """The state of step 0."""
 
-    def step(
-        self, state: Any, frozen: Any, batch: Batch, key: Array
-    ) -> tuple[Any, Scalars]:
+    def step(self, state, frozen, batch: Batch, key: Array) -> tuple[Any, Scalars]:
         """One update; pure, jitted by the loop."""
 
-    def preview(
-        self, state: Any, frozen: Any, batch: Batch, key: Array
-    ) -> dict[str, np.ndarray]:
+    def preview(self, state, frozen, batch: Batch, key: Array) -> dict[str, np.ndarray]:
         """Images uint8 "H W 3" by name; on the host."""
 
-    def evaluate(
-        self, state: Any, frozen: Any, batches: Iterable[Batch]
-    ) -> dict[str, float]:
+    def evaluate(self, state, frozen, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures of held-out batches; on the host."""
 
 

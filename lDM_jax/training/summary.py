@@ -117,7 +117,8 @@ def autoencoder_figures(config: ConfigDict, run: AbstractRun) -> Figures:
 def diffusion_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """Stage 2: UNet and conditioner, first stage, text tower."""
     model, frozen, state = run.stage.model, run.frozen, run.state
-    side, batch_size, z = config.data.size_px, config.train.batch_size, latents(run)
+    side, batch_size = config.data.size_px, config.train.batch_size
+    z = abstract.floats(1, *run.stage.latent_shape)
     image = abstract.images(config)
     batch = {"image": image, **run.batch}
     cond = jax.eval_shape(model.condition, state.params, frozen, batch)
@@ -135,17 +136,16 @@ def diffusion_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     passes.append(("conditioner", 3, whole - fixed))
     encoded = ("moments" not in batch) + ("mask" in batch)
     passes.append(("first stage's encoder", encoded, encode))
-    lines = [
-        f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
-    ]
+    line = f"image ({batch_size}, {side}, {side}, 3) -> latents {rows(batch_size, z)}"
     conditions = {n: row for n, row in run.stage.conditions.items() if n != "image"}
-    lines += [f"{name} {rows(batch_size, row)}" for name, row in conditions.items()]
-    return Figures(lines, state, named(frozen), counted(passes))
+    more = (f"{name} {rows(batch_size, row)}" for name, row in conditions.items())
+    return Figures([line, *more], state, named(frozen), counted(passes))
 
 
 def classifier_figures(config: ConfigDict, run: AbstractRun) -> Figures:
     """The classifier of noisy latents, and the first stage."""
-    stage, state, z = run.stage, run.state, latents(run)
+    stage, state = run.stage, run.state
+    z = abstract.floats(1, *stage.latent_shape)
     first_stage, image = run.frozen["first_stage"], abstract.images(config)
     encode = flops.count(stage.codec.moments, first_stage, image)
     encoded = int("moments" not in run.batch)
@@ -153,15 +153,9 @@ def classifier_figures(config: ConfigDict, run: AbstractRun) -> Figures:
         ("classifier", 3, flops.count(stage.network.apply, state.params, z, TIME)),
         ("first stage's encoder", encoded, encode),
     ]
-    lines = [
-        f"latents {rows(config.train.batch_size, z)} -> {config.num_classes} classes"
-    ]
-    return Figures(lines, state, named(run.frozen), counted(passes))
-
-
-def latents(run: AbstractRun) -> jax.ShapeDtypeStruct:
-    """One row of latents."""
-    return abstract.floats(1, *run.stage.latent_shape)
+    count = config.num_classes
+    line = f"latents {rows(config.train.batch_size, z)} -> {count} classes"
+    return Figures([line], state, named(run.frozen), counted(passes))
 
 
 def named(frozen: dict[str, Any]) -> dict[str, Any]:
@@ -216,30 +210,23 @@ def memory_lines(config: ConfigDict, figures: Figures) -> list[str]:
     """Memory of the training state and of frozen networks on each device."""
     mesh = planned_mesh(config.mesh)
     state = dict(vars(figures.state))
-    params, ema, rest = (
-        bytes_a_device(tree, mesh)
-        for tree in (
-            state.pop("params"),
-            (state.pop("ema"), state.pop("profiles", ())),
-            state,
-        )
-    )
+    params = bytes_a_device(state.pop("params"), mesh)
+    ema = bytes_a_device((state.pop("ema"), state.pop("profiles", ())), mesh)
     game = ", discriminator" * bool(state.get("discriminator"))
-    frozen = sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(figures.frozen)
-    )
+    leaves = jax.tree.leaves(figures.frozen)
+    frozen = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     parts = {
         "parameters": params,
         "EMA": ema,
         "gradients": params,
-        f"moments{game}": rest,
+        f"moments{game}": bytes_a_device(state, mesh),
         "frozen": frozen,
     }
-    text = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
-    total, pieces = gib(sum(parts.values())), mesh.shape["fsdp"]
+    text = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in parts.items())
+    total, pieces = sum(parts.values()) / 2**30, mesh.shape["fsdp"]
     return [
-        f"memory a device without activations: {total} GiB (state over fsdp={pieces})",
+        f"memory a device without activations: {total:.2f} GiB "
+        f"(state over fsdp={pieces})",
         *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
 
@@ -272,17 +259,10 @@ def bytes_a_device(tree: Any, mesh: AbstractMesh) -> int:
     )
 
 
-def gib(count: int) -> str:
-    """Bytes in GiB."""
-    return f"{count / 2**30:.2f}"
-
-
 def flops_lines(passes: list[tuple[str, float, int]]) -> list[str]:
     """Training FLOPs of one image, and of which passes."""
     total = sum(times * count for _, times, count in passes)
-    text = ", ".join(
-        f"{name} {times} x {count / 1e9:.4g}" for name, times, count in passes
-    )
+    text = ", ".join(f"{name} {times} x {n / 1e9:.4g}" for name, times, n in passes)
     return [
         f"training FLOPs an image: {total / 1e9:.4g} G (forward passes x GFLOP)",
         *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "),

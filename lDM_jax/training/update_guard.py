@@ -47,20 +47,14 @@ class Guard:
 
     def record(self) -> dict:
         """As JSON can hold it; f32 numbers are exact in it."""
-        return {
-            name: jax.device_get(value).tolist() for name, value in vars(self).items()
-        }
+        return {name: jax.device_get(v).tolist() for name, v in vars(self).items()}
 
     @classmethod
     def from_record(cls, record: dict) -> "Guard":
         """The inverse of `record`. in_row starts anew: a restart is a new attempt."""
-        fresh = cls.start()
-        values = {**record, "in_row": 0}
+        values, like = {**record, "in_row": 0}, vars(cls.start())
         return cls(
-            **{
-                name: jnp.asarray(values[name], leaf.dtype)
-                for name, leaf in vars(fresh).items()
-            }
+            **{k: jnp.asarray(values[k], leaf.dtype) for k, leaf in like.items()}
         )
 
 
@@ -96,17 +90,12 @@ def guarded(stage: Stage, root: Array, limits: Limits) -> Callable:
     def update(state: Any, guard: Guard, frozen: Any, batch: Any):
         key = rng.key(root, "step", state.step)
         new, scalars = stage.step(state, frozen, batch, key)
-        watched = [
-            value
-            for name, value in scalars.items()
-            if name == "loss" or name.endswith("gnorm")
-        ]
+        watched = [v for k, v in scalars.items() if k == "loss" or k.endswith("gnorm")]
         fine = jnp.isfinite(jnp.stack(watched)).all()
         fine &= ~is_spike(guard, scalars["loss"], limits.spike_sigmas)
         fine &= guard.in_row < limits.max_skipped
         state = jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, state)
-        place = guard.accepted % WINDOW
-        noted = guard.losses.at[place].set(scalars["loss"])
+        noted = guard.losses.at[guard.accepted % WINDOW].set(scalars["loss"])
         guard = Guard(
             skipped=guard.skipped + ~fine,
             in_row=jnp.where(fine, 0, guard.in_row + 1),

@@ -14,6 +14,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from lDM_jax.core.distributed import is_first, together
@@ -98,15 +99,13 @@ class WorkDirectory:
         if self._lock is None:
             return
         ours = os.fstat(self._lock.fileno())
-        try:
-            there = os.stat(self.path / ".lock")
-        except OSError:
-            there = None
-        if there is None or (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
-            raise UserError(
-                f"work directory {self.path} vanished or was replaced while training; "
-                "checkpoints that were moved with it are intact"
-            ) from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(ours, os.stat(self.path / ".lock")):
+                return
+        raise UserError(
+            f"work directory {self.path} vanished or was replaced while training; "
+            "checkpoints that were moved with it are intact"
+        )
 
     def _check_config(self) -> None:
         """UserError if config.json is there and is another config's."""
@@ -131,8 +130,8 @@ def compare(old: dict, new: dict) -> list[str]:
     set" in configs: a run goes on with a program that has one more option. Keys of
     process kinds that neither has are not read and may differ.
     """
-    a, b = flatten(old), flatten(new)
     unread = {f"process.{name}" for name in unread_keys(old) & unread_keys(new)}
+    a, b = (flatten_dict(config, sep=".") for config in (old, new))
     keys = sorted((a.keys() | b.keys()) - MAY_CHANGE - unread)
     return [
         f"{key}: {short(a.get(key, 'not set'))} -> {short(b.get(key, 'not set'))}"
@@ -155,14 +154,3 @@ def unread_keys(config: dict) -> frozenset[str]:
     kind = section.get("kind", "discrete")
     every = frozenset().union(*map(keys_of, KINDS))
     return every - keys_of(kind) if kind in KINDS else frozenset()
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value != {}:
-            flat[f"{prefix}{key}"] = value
-    return flat

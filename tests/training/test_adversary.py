@@ -13,8 +13,8 @@ from lDM_jax.models.autoencoder import Autoencoder
 from lDM_jax.models.discriminator import PatchDiscriminator
 from lDM_jax.training import autoencoder as stage1
 from lDM_jax.training.adversary import Adversary
+from lDM_jax.training.autoencoder import diagnose
 from lDM_jax.training.codebook import CodeAverages, code_usage, update_codebook
-from lDM_jax.training.gan_health import diagnose
 from tests.reference import rule
 
 PATCHGAN = rule.FOLDER / "original" / "patchgan"

@@ -3,12 +3,11 @@
 Every value is one `generate` in a folder of its own, so that a stopped sweep continues.
 The images of all values have the same seeds and captions, but for --over first_seed,
 which shows how far figures move from one set of seeds to the next. Writes sweep.md, a
-table, and sweep.png, a plot with the intervals (needs matplotlib). Models are given by
+table, and sweep.png, a plot with the intervals. Models are given by
 name or directory: the averages of one run over several EMA lengths, for example.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from lDM_jax.core.distributed import is_first
@@ -53,10 +52,10 @@ def run(args: argparse.Namespace) -> dict:
         folder = out / f"{args.over}-{str(value).strip('/').replace('/', '_')}"
         model = pipe or Pipeline.load(name)
         rows.append(drawn_and_measured(args, model, name, folder, extractors))
-    names, plotted = figure_names(rows), False
+    names = figure_names(rows)
     if is_first():
         (out / "sweep.md").write_text(table(args.over, values, rows, names))
-        plotted = plot(out / "sweep.png", args.over, values, rows, names)
+        plot(out / "sweep.png", args.over, values, rows, names)
     return {
         "metric": "sweep",
         "over": args.over,
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> dict:
         "num": args.num,
         **{name: [row[name] for row in rows] for name in names},
         "table": str(out / "sweep.md"),
-        "plot": str(out / "sweep.png") if plotted else None,
+        "plot": str(out / "sweep.png") if is_first() else None,
     }
 
 
@@ -102,13 +101,10 @@ def table(over: str, values: list, rows: list[dict], names: list[str]) -> str:
 
 def plot(
     file: Path, over: str, values: list, rows: list[dict], names: list[str]
-) -> bool:
-    """Plot one panel per figure; False, and a line on stderr, without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        sys.stderr.write("evaluate: warning: no plot, matplotlib is not installed\n")
-        return False
+) -> None:
+    """Plot one panel per figure."""
+    from matplotlib.figure import Figure
+
     columns, is_named = min(3, len(names)), OVER[over] is str
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
@@ -122,4 +118,3 @@ def plot(
         if is_named:
             axes.set_xticks(list(positions), [Path(value).name for value in values])
     figure.savefig(file, dpi=120)
-    return True
