@@ -167,12 +167,7 @@ def source_of(studio: Studio, session: Session) -> tuple[Served, Drawing, Reques
 
 
 def vary(
-    studio: Studio,
-    session: Session,
-    controls: dict,
-    *,
-    strength: float,
-    count: int = 1,
+    studio: Studio, session: Session, controls: dict, *, strength: float, count: int = 1
 ) -> Iterator[View]:
     """Images like the current one: its latents noised to `strength`, new seeds."""
     served, current, request = source_of(studio, session)
