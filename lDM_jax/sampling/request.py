@@ -15,14 +15,8 @@ import numpy as np
 
 from lDM_jax.core import image as image_lib
 from lDM_jax.core.errors import UserError
-from lDM_jax.sampling.pixels import (
-    Picture,
-    box_map,
-    is_box,
-    read_map,
-    read_pixels,
-    to_uri,
-)
+from lDM_jax.sampling import pixels as pixels_lib
+from lDM_jax.sampling.pixels import Picture, is_box, read_map, read_pixels
 from lDM_jax.tasks.class_label import listed
 from lDM_jax.tasks.registry import TASKS
 from lDM_jax.tasks.task import Settings, Task
@@ -121,7 +115,7 @@ class Request:
 def plain(value):
     """A field's value as JSON; arrays as data URIs, files by their name."""
     if isinstance(value, np.ndarray):
-        return to_uri(value)
+        return pixels_lib.to_uri(value)
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
@@ -215,7 +209,7 @@ def region_maps(request: Request, given: RequestPixels) -> np.ndarray:
     maps = []
     for _, where, *_ in request.regions:
         if is_box(where):
-            region = box_map(where, extent)
+            region = pixels_lib.box_map(where, extent)
         else:
             region = read_map(where, "region") > 0
         if region.shape != extent:
