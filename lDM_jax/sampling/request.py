@@ -30,6 +30,10 @@ PIXEL_FIELDS = {
 }
 FILE_FIELDS = {*PIXEL_FIELDS, "regions"}
 TARGET_LOSSES = ("l2", "lpips")
+TUPLES = ("seeds", "size_px", "interval")
+CHANGES = {"", "image", "mask"}  # fields with which any model changes a picture
+# A record names these also where they have their defaults.
+ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +125,6 @@ def plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
-ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)
-
-
 def from_record(stored: dict) -> Request:
     """The request of a record. UserError for what is no field of a request."""
     valid = {field.name for field in dataclasses.fields(Request)}
@@ -132,15 +133,8 @@ def from_record(stored: dict) -> Request:
         raise UserError(
             f"a request has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
         )
-    return Request(
-        **{
-            name: tuple(value) if name in TUPLES and isinstance(value, list) else value
-            for name, value in stored.items()
-        }
-    )
-
-
-TUPLES = ("seeds", "size_px", "interval")
+    tuples = {n: tuple(stored[n]) for n in TUPLES if isinstance(stored.get(n), list)}
+    return Request(**{**stored, **tuples})
 
 
 def changed_fields(old: Request, new: Request) -> set[str]:
@@ -262,9 +256,6 @@ def is_empty(value) -> bool:
     return value is None or (isinstance(value, str) and not value)
 
 
-CHANGES = {"", "image", "mask"}  # fields with which any model changes a picture
-
-
 def label_number(label: int | str | None, names: Sequence[str]) -> int | None:
     """The number of a class given by its number or its name, of `names`.
 
@@ -300,10 +291,8 @@ def check_guidance(request: Request) -> None:
                 "and 1 (noise)"
             )
     if request.target_loss not in TARGET_LOSSES:
-        raise UserError(
-            f"target_loss is {request.target_loss!r}; valid: "
-            + ", ".join(TARGET_LOSSES)
-        )
+        valid = ", ".join(TARGET_LOSSES)
+        raise UserError(f"target_loss is {request.target_loss!r}; valid: {valid}")
     if request.classifier_scale and request.label is None:
         raise UserError("classifier_scale needs the label to pull to")
     if request.autoguidance != 1 and request.guidance not in (None, 1):

@@ -28,12 +28,8 @@ DEFAULTS = ("guidance", "steps", "sampler", "size")
 
 def build(studio: Studio) -> gr.Blocks:
     """The page for the studio's models."""
-    with gr.Blocks(
-        title="Studio",
-        analytics_enabled=False,
-        fill_width=True,
-        delete_cache=(3600, 3600),
-    ) as page:
+    options = dict(analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
+    with gr.Blocks(title="Studio", **options) as page:
         Page(page, studio, layout.components(studio))
     page.queue(max_size=WAITING, default_concurrency_limit=PLAYERS)
     return page
@@ -216,7 +212,9 @@ class Page(Wiring):
 
         def sheet(session: Session) -> tuple:
             png = files.contact_sheet(session.gallery)
-            return (fragments.sheet(session.gallery, png),)
+            name = "contact-sheet.png"
+            text = f"Download the sheet of {len(session.gallery)} pictures"
+            return (fragments.link("sheet_link", name, "image/png", png, text),)
 
         self.tells(c["gallery"].select, choose, outputs=SCREEN, data=True)
         self.tells(c["undo"].click, undo, outputs=SCREEN)
