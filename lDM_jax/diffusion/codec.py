@@ -3,7 +3,7 @@
     pixels --moments--> moments (what a cache stores) --sample--> latents z0
     z0 --decode--> pixels
 
-z0 = scale * (posterior sample) for KL, scale * (latents before quantisation) for VQ;
+z0 = scale * (posterior sample) for KL, scale * (latents before quantization) for VQ;
 `decode` divides by the scale and, for VQ, quantizes. With scale = 1 / std of the
 latents the diffusion network sees unit variance (Rombach et al. 2022, appendix G); one
 number for all of them as there, or one a channel. `Codec` is a value: the parameters

@@ -33,10 +33,11 @@ from lDM_jax.diffusion.process import Process
 Scalar = int | float | Array  # one number, or one a row
 Interval = tuple[Scalar, Scalar]
 LogProb = Callable[[Array, Array, Array], Array]
+Network = Callable[[Array, Array, Cond], Array]
 
 
 def classifier_free(
-    denoise_cond: Callable[[Array, Array, Cond], Array],
+    denoise_cond: Network,
     cond: Cond,
     null: Cond,
     scale: Scalar,
@@ -80,9 +81,7 @@ def autoguidance(
     return guided
 
 
-def by_region(
-    network: Callable[[Array, Array, Cond], Array],
-) -> Callable[[Array, Array, Cond], Array]:
+def by_region(network: Network) -> Network:
     """sum_r m_r network(z_t, t, text r) / sum_r m_r: regional prompts in the latents.
 
     The condition has the fields `regions` "b h w r" and r texts in `context`; r times
@@ -107,10 +106,7 @@ def by_region(
 
 
 def by_score(
-    denoise: Denoiser,
-    log_prob: Callable[[Array, Array, Array], Array],
-    process: Process,
-    scale: Scalar,
+    denoise: Denoiser, log_prob: LogProb, process: Process, scale: Scalar
 ) -> Denoiser:
     """eps_hat - scale sigma_t grad_{z_t} log p(y | z_t) (arXiv 2105.05233, alg. 2).
 

@@ -36,14 +36,8 @@ import numpy as np
 
 from lDM_jax.core.arrays import Array, Float, Int, Key, per_row, typecheck
 from lDM_jax.core.errors import UserError
-from lDM_jax.diffusion.schedules import (
-    SPACINGS,
-    choose,
-    end_at_zero_snr,
-    indices,
-    make_betas,
-    whole_indices,
-)
+from lDM_jax.diffusion import schedules
+from lDM_jax.diffusion.schedules import SPACINGS, choose, make_betas
 
 KINDS = ("discrete", "rectified_flow", "edm")
 PREDICTIONS = ("eps", "v", "z0")
@@ -125,7 +119,7 @@ class Process:
         )
         alphas = np.sqrt(np.cumprod(1 - betas))
         if zero_terminal_snr:
-            alphas = end_at_zero_snr(alphas)
+            alphas = schedules.end_at_zero_snr(alphas)
         return cls(num_timesteps, prediction, alphas, np.sqrt(1 - alphas**2))
 
     @classmethod
@@ -339,12 +333,12 @@ class Process:
         if spacing == "karras":
             return self._karras(steps)
         if self.continuous:
-            times = indices(spacing, total, steps)[::-1] + 1
+            times = schedules.indices(spacing, total, steps)[::-1] + 1
             alphas, sigmas = self._scales_of(times, np)
             return Grid(
                 np.append(times, 0), np.append(alphas, 1.0), np.append(sigmas, 0.0)
             )
-        index = whole_indices(spacing, total, steps)[::-1]
+        index = schedules.whole_indices(spacing, total, steps)[::-1]
         # QUIRK(ddim_plus_one): the original's DDIM grid is shifted by one and ends at
         # alphas_cumprod[0], not at clean data. With steps = T there is no room for the
         # shift (the original fails there): the full grid ends clean.

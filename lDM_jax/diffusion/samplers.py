@@ -333,11 +333,7 @@ def sample(
 
 @typecheck
 def invert(
-    denoise: Denoiser,
-    z0: Float[Array, "b h w c"],
-    process: Process,
-    *,
-    grid: Grid,
+    denoise: Denoiser, z0: Float[Array, "b h w c"], process: Process, *, grid: Grid
 ) -> Float[Array, "b h w c"]:
     """DDIM from clean latents to the grid's first time (arXiv 2105.05233, appendix F).
 

@@ -55,7 +55,7 @@ class _Plan(NamedTuple):
     """How a picture is cut.
 
     method: "moments" or "decode". rows, cols: tiles of extent `tile`. overlap: of
-    neighbours, at least. These are latent positions; source and result have `unit_in`
+    neighbors, at least. These are latent positions; source and result have `unit_in`
     and `unit_out` values a position along each side.
     """
 
@@ -81,7 +81,7 @@ def encode_tiled(
 ) -> Float[np.ndarray, "b h w m"]:
     """Pixels -> moments, as `Codec.moments`, in tiles of tile_px x tile_px.
 
-    Neighbours overlap by at least overlap_px; None takes a quarter of a tile, or the
+    Neighbors overlap by at least overlap_px; None takes a quarter of a tile, or the
     two halos that `exact` needs (less is quicker, and exact no longer). UserError for
     impossible sizes.
     """
@@ -156,7 +156,7 @@ def _plan(
 def spans(extent: int, tile: int, overlap: int) -> list[Span]:
     """Tiles evenly spread over 0 .. extent, overlapping by at least `overlap`.
 
-    Between neighbours, each answers up to the middle of their overlap.
+    Between neighbors, each answers up to the middle of their overlap.
     """
     spare = extent - tile
     gaps = -(-spare // (tile - overlap)) if spare else 0

@@ -15,16 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lDM_jax.core.arrays import Array, Float, Int, Key, typecheck
-from lDM_jax.models.layers import (
-    FIRST_STAGE_EPS,
-    Downsample,
-    GroupNorm,
-    ResBlock,
-    Upsample,
-    attend,
-    conv1x1,
-    conv3x3,
-)
+from lDM_jax.models import layers
+from lDM_jax.models.layers import FIRST_STAGE_EPS, GroupNorm, ResBlock, conv1x1, conv3x3
 
 CODE_BLOCK = 1024  # codes compared at once
 
@@ -45,7 +37,7 @@ class FirstStageAttention(nn.Module):
             conv1x1(c, name, dtype=self.dtype)(normed)[:, :, None, :]
             for name in ("q", "k", "v")
         )
-        out = attend(query, key, value).reshape(b, h, w, c)
+        out = layers.attend(query, key, value).reshape(b, h, w, c)
         return x + conv1x1(c, "proj_out", dtype=self.dtype)(out)
 
 
@@ -67,15 +59,8 @@ class _Coder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def res(self, name: str, width: int) -> ResBlock:
-        return ResBlock(
-            width,
-            eps=FIRST_STAGE_EPS,
-            dropout=self.dropout,
-            zero_last=False,
-            num_groups=self.num_groups,
-            dtype=self.dtype,
-            name=name,
-        )
+        options = dict(num_groups=self.num_groups, dtype=self.dtype, zero_last=False)
+        return ResBlock(width, FIRST_STAGE_EPS, self.dropout, **options, name=name)
 
     def attention(self, name: str) -> FirstStageAttention:
         return FirstStageAttention(self.num_groups, self.dtype, name=name)
@@ -109,7 +94,7 @@ class Encoder(_Coder):
                     h = self.attention(f"down_{level}_attn_{block}")(h)
             if level < last:
                 name = f"down_{level}_downsample"
-                h = Downsample(symmetric=False, dtype=self.dtype, name=name)(h)
+                h = layers.Downsample(symmetric=False, dtype=self.dtype, name=name)(h)
         return self.finish(self.middle(h, train))
 
 
@@ -131,7 +116,7 @@ class Decoder(_Coder):
                 if 2**level in self.attn_factors:
                     h = self.attention(f"up_{level}_attn_{block}")(h)
             if level > 0:
-                h = Upsample(dtype=self.dtype, name=f"up_{level}_upsample")(h)
+                h = layers.Upsample(dtype=self.dtype, name=f"up_{level}_upsample")(h)
         return self.finish(h).astype(jnp.float32)
 
 
@@ -248,7 +233,7 @@ class VectorQuantizer(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """The first stage: encoder, latent regularisation (KL or VQ), decoder.
+    """The first stage: encoder, latent regularization (KL or VQ), decoder.
 
     width, width_mults, num_res_blocks, attn_factors, mid_attn, dropout: `Encoder` and
     `Decoder`. z_channels leave the encoder (twice that for KL), latent_channels are
@@ -280,16 +265,9 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         double = 2 if self.is_kl else 1
-        shared = dict(
-            width=self.width,
-            width_mults=self.width_mults,
-            num_res_blocks=self.num_res_blocks,
-            attn_factors=self.attn_factors,
-            mid_attn=self.mid_attn,
-            dropout=self.dropout,
-            num_groups=self.num_groups,
-            dtype=self.dtype,
-        )
+        names = ("width", "width_mults", "num_res_blocks", "attn_factors", "mid_attn")
+        names += ("dropout", "num_groups", "dtype")
+        shared = {name: getattr(self, name) for name in names}
         self.encoder = Encoder(channels=double * self.z_channels, **shared)
         self.decoder = Decoder(channels=self.image_channels, **shared)
         self.quant_conv = conv1x1(double * self.latent_channels, None)

@@ -110,11 +110,9 @@ class ClipText(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b p"] | None]:
         """(context, pooled or None): what the two methods above choose from."""
         self._check(tokens.shape[1])
+        init = nn.initializers.normal(0.02)
         embed = nn.Embed(
-            self.vocab_size,
-            self.width,
-            embedding_init=nn.initializers.normal(0.02),
-            name="tokens",
+            self.vocab_size, self.width, embedding_init=init, name="tokens"
         )
         shape = (self.max_length, self.width)
         positions = self.param("positions", nn.initializers.normal(0.01), shape)
@@ -143,10 +141,8 @@ class ClipText(nn.Module):
 
     def _check(self, length: int) -> None:
         """UserError for fields without a meaning, or for more tokens than positions."""
-        for name, valid in (
-            ("activation", tuple(ACTIVATIONS)),
-            ("output_layer", OUTPUT_LAYERS),
-        ):
+        choices = {"activation": ACTIVATIONS, "output_layer": OUTPUT_LAYERS}
+        for name, valid in choices.items():
             value = getattr(self, name)
             if value not in valid:
                 raise UserError(f"{name} is {value!r}: one of {', '.join(valid)}")

@@ -248,9 +248,8 @@ def doubled_convolution(x: Array, kernel: Array) -> Array:
 
     def part(p: int, q: int, corner: Array) -> Array:
         if few:
-            return _stack_shifts(_parity_frame(frame, p, q), (2, 2)) @ corner.reshape(
-                4 * c, d
-            )
+            shifts = _stack_shifts(_parity_frame(frame, p, q), (2, 2))
+            return shifts @ corner.reshape(4 * c, d)
         return _xla(x, corner, ((1 - p, p), (1 - q, q)))
 
     return _interleave(_each_parity(part, _corner_kernels(kernel)))

@@ -48,7 +48,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if index < self.num_layers else 1
             width = self.width * min(2**index, 8)
             h = self._conv(width, stride, f"conv_{index}", use_bias=False)(h)
-            h = nn.leaky_relu(self._normalise(h, index, train), 0.2)
+            h = nn.leaky_relu(self._normalize(h, index, train), 0.2)
         last = self._conv(1, 1, f"conv_{self.num_layers + 1}", use_bias=True)
         return last(h).astype(jnp.float32)
 
@@ -66,18 +66,11 @@ class PatchDiscriminator(nn.Module):
             )
 
     def _conv(self, width: int, stride: int, name: str, *, use_bias: bool) -> nn.Conv:
-        return nn.Conv(
-            width,
-            (4, 4),
-            strides=stride,
-            padding=((1, 1), (1, 1)),
-            use_bias=use_bias,
-            kernel_init=_kernel_init,
-            dtype=self.dtype,
-            name=name,
-        )
+        options = dict(use_bias=use_bias, kernel_init=_kernel_init, dtype=self.dtype)
+        pad = ((1, 1), (1, 1))
+        return nn.Conv(width, (4, 4), stride, pad, **options, name=name)
 
-    def _normalise(self, h: Array, index: int, train: bool) -> Array:
+    def _normalize(self, h: Array, index: int, train: bool) -> Array:
         name = f"norm_{index}"
         if self.norm == "group":
             return GroupNorm(name=name)(h)

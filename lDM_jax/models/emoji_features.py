@@ -41,8 +41,4 @@ class EmojiFeatures(nn.Module):
                 spatial = x[..., :SPATIAL_CHANNELS].reshape(len(x), -1)
         pool = x.mean(axis=(1, 2))
         logits = nn.Dense(CLASSES, precision="highest", name="head")(pool)
-        return {
-            "pool": pool,
-            "spatial": spatial,
-            "logits": logits.astype(jnp.float32),
-        }
+        return {"pool": pool, "spatial": spatial, "logits": logits.astype(jnp.float32)}

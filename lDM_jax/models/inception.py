@@ -43,16 +43,9 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Conv(
-            self.channels,
-            self.kernel,
-            self.stride,
-            self.padding,
-            use_bias=False,
-            precision="highest",
-            name="conv",
-        )(x)
-        return nn.relu(StoredNorm(name="bn")(x))
+        shape = self.channels, self.kernel, self.stride, self.padding
+        conv = nn.Conv(*shape, use_bias=False, precision="highest", name="conv")
+        return nn.relu(StoredNorm(name="bn")(conv(x)))
 
 
 class StoredNorm(nn.Module):
@@ -112,17 +105,21 @@ class Mixed(nn.Module):
         return jnp.concatenate(pair, axis=-1) if pair else x
 
 
+def numbered(name: str, *units: tuple) -> tuple[tuple, ...]:
+    """Units (channels, rows, columns, stride) of a branch: name_1, name_2, ..."""
+    return tuple(
+        (f"{name}_{number}", channels, (rows, columns), stride)
+        for number, (channels, rows, columns, stride) in enumerate(units, start=1)
+    )
+
+
 def block_a(pool_channels: int) -> Block:
     """35 x 35 positions: Mixed_5b, 5c, 5d."""
     return (
         (
             (("branch1x1", 64, (1, 1), 1),),
-            (("branch5x5_1", 48, (1, 1), 1), ("branch5x5_2", 64, (5, 5), 1)),
-            (
-                ("branch3x3dbl_1", 64, (1, 1), 1),
-                ("branch3x3dbl_2", 96, (3, 3), 1),
-                ("branch3x3dbl_3", 96, (3, 3), 1),
-            ),
+            numbered("branch5x5", (48, 1, 1, 1), (64, 5, 5, 1)),
+            numbered("branch3x3dbl", (64, 1, 1, 1), (96, 3, 3, 1), (96, 3, 3, 1)),
             (("branch_pool", pool_channels, (1, 1), 1),),
         ),
         "average",
@@ -134,11 +131,7 @@ def block_b() -> Block:
     return (
         (
             (("branch3x3", 384, (3, 3), 2),),
-            (
-                ("branch3x3dbl_1", 64, (1, 1), 1),
-                ("branch3x3dbl_2", 96, (3, 3), 1),
-                ("branch3x3dbl_3", 96, (3, 3), 2),
-            ),
+            numbered("branch3x3dbl", (64, 1, 1, 1), (96, 3, 3, 1), (96, 3, 3, 2)),
         ),
         "shrink",
     )
@@ -146,20 +139,13 @@ def block_b() -> Block:
 
 def block_c(width: int) -> Block:
     """17 x 17 positions: Mixed_6b, 6c, 6d, 6e."""
+    across, down = (width, 1, 7, 1), (width, 7, 1, 1)
     return (
         (
             (("branch1x1", 192, (1, 1), 1),),
-            (
-                ("branch7x7_1", width, (1, 1), 1),
-                ("branch7x7_2", width, (1, 7), 1),
-                ("branch7x7_3", 192, (7, 1), 1),
-            ),
-            (
-                ("branch7x7dbl_1", width, (1, 1), 1),
-                ("branch7x7dbl_2", width, (7, 1), 1),
-                ("branch7x7dbl_3", width, (1, 7), 1),
-                ("branch7x7dbl_4", width, (7, 1), 1),
-                ("branch7x7dbl_5", 192, (1, 7), 1),
+            numbered("branch7x7", (width, 1, 1, 1), across, (192, 7, 1, 1)),
+            numbered(
+                "branch7x7dbl", (width, 1, 1, 1), down, across, down, (192, 1, 7, 1)
             ),
             (("branch_pool", 192, (1, 1), 1),),
         ),
@@ -171,12 +157,10 @@ def block_d() -> Block:
     """To 8 x 8 positions: Mixed_7a."""
     return (
         (
-            (("branch3x3_1", 192, (1, 1), 1), ("branch3x3_2", 320, (3, 3), 2)),
-            (
-                ("branch7x7x3_1", 192, (1, 1), 1),
-                ("branch7x7x3_2", 192, (1, 7), 1),
-                ("branch7x7x3_3", 192, (7, 1), 1),
-                ("branch7x7x3_4", 192, (3, 3), 2),
+            numbered("branch3x3", (192, 1, 1, 1), (320, 3, 3, 2)),
+            numbered(
+                "branch7x7x3",
+                *((192, 1, 1, 1), (192, 1, 7, 1), (192, 7, 1, 1), (192, 3, 3, 2)),
             ),
         ),
         "shrink",

@@ -9,7 +9,6 @@ spatial transformer. Facts: Rombach et al. 2022, section 3.3 and appendix E.2.1.
 """
 
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -75,37 +74,20 @@ class LayerNorm(nn.Module):
     @nn.compact
     @typecheck
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        norm = nn.LayerNorm(
-            epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name="norm"
-        )
-        return norm(x).astype(x.dtype)
+        options = dict(epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False)
+        return nn.LayerNorm(name="norm", **options)(x).astype(x.dtype)
 
 
-def conv3x3(
-    width: int,
-    name: str,
-    *,
-    dtype=jnp.float32,
-    init=fan_in_uniform,
-    stride=1,
-    convolution=cpu_kernels.conv_general_dilated,
-):
-    """3x3 convolution with one pixel of zeros on every side."""
-    return nn.Conv(
-        width,
-        (3, 3),
-        strides=stride,
-        padding=((1, 1), (1, 1)),
-        kernel_init=init,
-        dtype=dtype,
-        conv_general_dilated=convolution,
-        name=name,
-    )
+def conv3x3(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform, **more):
+    """3x3 convolution with one pixel of zeros on every side; more as flax has it."""
+    options = dict(padding=((1, 1), (1, 1)), kernel_init=init, dtype=dtype, name=name)
+    options["conv_general_dilated"] = cpu_kernels.conv_general_dilated
+    return nn.Conv(width, (3, 3), **{**options, **more})
 
 
-def conv1x1(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform):
-    """1x1 convolution, held as a dense layer over channels."""
-    return nn.Dense(width, kernel_init=init, dtype=dtype, name=name)
+def conv1x1(width: int, name: str, *, dtype=jnp.float32, init=fan_in_uniform, **more):
+    """1x1 convolution, held as a dense layer over channels; more as flax has it."""
+    return nn.Dense(width, kernel_init=init, dtype=dtype, name=name, **more)
 
 
 def gelu(x: Array) -> Array:
@@ -141,16 +123,8 @@ class Downsample(nn.Module):
     @typecheck
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         pad = (1, 1) if self.symmetric else (0, 1)
-        conv = nn.Conv(
-            x.shape[-1],
-            (3, 3),
-            strides=2,
-            padding=(pad, pad),
-            kernel_init=fan_in_uniform,
-            dtype=self.dtype,
-            name="conv",
-        )
-        return conv(x)
+        options = dict(strides=2, padding=(pad, pad), dtype=self.dtype)
+        return conv3x3(x.shape[-1], "conv", **options)(x)
 
 
 class Upsample(nn.Module):
@@ -161,10 +135,8 @@ class Upsample(nn.Module):
     @nn.compact
     @typecheck
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        conv = conv3x3(
-            x.shape[-1], "conv", dtype=self.dtype, convolution=_convolve_doubled
-        )
-        return conv(x)
+        options = dict(dtype=self.dtype, conv_general_dilated=_convolve_doubled)
+        return conv3x3(x.shape[-1], "conv", **options)(x)
 
 
 def _convolve_doubled(x: Array, kernel: Array, strides, padding, **options) -> Array:
@@ -221,17 +193,15 @@ class ResBlock(nn.Module):
             h, x = change(h), change(x)
         h = conv3x3(self.width, "conv1", dtype=self.dtype)(h)
         second_norm = GroupNorm(name="norm2", **norm)
-        if emb is None:
-            h = second_norm(h)
-        else:
+        if emb is not None:
             outputs = 2 * self.width if self.scale_shift else self.width
             emb = conv1x1(outputs, "emb", dtype=self.dtype)(nn.silu(emb))
             emb = emb[:, None, None, :]
-            if self.scale_shift:
-                scale, shift = jnp.split(emb, 2, axis=-1)
-                h = second_norm(h) * (1 + scale) + shift
-            else:
-                h = second_norm(h + emb)
+        if emb is None or not self.scale_shift:
+            h = second_norm(h if emb is None else h + emb)
+        else:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = second_norm(h) * (1 + scale) + shift
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         init = zeros if self.zero_last else fan_in_uniform
         h = conv3x3(self.width, "conv2", dtype=self.dtype, init=init)(h)
@@ -250,18 +220,11 @@ def attend(query: Array, key: Array, value: Array, mask: Array | None = None) ->
     width = query.shape[-1]
     if mask is None and cpu_kernels.fits(query, key, value):
         return cpu_kernels.attention(query, key, value)
-    bias = None
+    on_gpu, half = jax.default_backend() == "gpu", (jnp.bfloat16, jnp.float16)
+    fused = on_gpu and query.dtype in half and width % 8 == 0 and width <= 128
+    kind, bias = "cudnn" if fused and mask is None else "xla", None
     if mask is not None and mask.dtype != bool:
         mask, bias = None, jnp.log(mask).astype(query.dtype)
-    fused = (
-        jax.default_backend() == "gpu"
-        and query.dtype in (jnp.bfloat16, jnp.float16)
-        and width % 8 == 0
-        and width <= 128
-        and mask is None
-        and bias is None
-    )
-    kind = "cudnn" if fused else "xla"
     return jax.nn.dot_product_attention(
         query, key, value, bias, mask=mask, implementation=kind
     )
@@ -274,18 +237,16 @@ def normalize_heads(query: Array, key: Array, dtype: jnp.dtype) -> tuple[Array, 
     sqrt(d) |g_q| |g_k| however the projections grow. For the body of a compact module.
     Source: Henry et al. 2020; as in Dehghani et al. 2023 and Esser et al. 2024.
     """
-    normed = []
-    for name, x in (("q_norm", query), ("k_norm", key)):
-        norm = nn.RMSNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
-        normed.append(norm(x).astype(dtype))
-    return tuple(normed)
+    options = dict(epsilon=1e-6, dtype=jnp.float32)
+    query = nn.RMSNorm(name="q_norm", **options)(query).astype(dtype)
+    return query, nn.RMSNorm(name="k_norm", **options)(key).astype(dtype)
 
 
 class AttentionBlock(nn.Module):
     """Self-attention over positions with one qkv projection (UNet without context).
 
     QUIRK(qkv_per_head): the 3c outputs are ordered heads x [q | k | v].
-    qk_norm: as `normed_heads`.
+    qk_norm: `normalize_heads`.
     """
 
     num_heads: int
@@ -311,7 +272,7 @@ class Attention(nn.Module):
     """Multi-head attention of `x` to `context` (or to itself); q, k, v without bias.
 
     mask: True where position n may attend to token m, or a weight as in `attend`.
-    qk_norm: as `normed_heads`.
+    qk_norm: `normalize_heads`.
     """
 
     num_heads: int
@@ -331,15 +292,8 @@ class Attention(nn.Module):
         inner = self.num_heads * self.head_width
 
         def project(name: str, inputs: Array) -> Array:
-            layer = nn.Dense(
-                inner,
-                use_bias=False,
-                kernel_init=fan_in_uniform,
-                dtype=self.dtype,
-                name=name,
-            )
-            b, n, _ = inputs.shape
-            return layer(inputs).reshape(b, n, self.num_heads, self.head_width)
+            layer = conv1x1(inner, name, dtype=self.dtype, use_bias=False)
+            return layer(inputs).reshape(*inputs.shape[:2], self.num_heads, -1)
 
         query = project("to_q", x)
         key, value = project("to_k", context), project("to_v", context)
@@ -362,8 +316,7 @@ class FeedForward(nn.Module):
         d = x.shape[-1]
         both = conv1x1(2 * self.mult * d, "proj", dtype=self.dtype)(x)
         value, gate = jnp.split(both, 2, axis=-1)
-        h = value * gelu(gate)
-        return conv1x1(d, "out", dtype=self.dtype)(h)
+        return conv1x1(d, "out", dtype=self.dtype)(value * gelu(gate))
 
 
 class TransformerBlock(nn.Module):
@@ -382,11 +335,10 @@ class TransformerBlock(nn.Module):
         context: Float[Array, "b m d2"] | None = None,
         mask: Bool[Array, "b 1 n m"] | Float[Array, "b 1 n m"] | None = None,
     ) -> Float[Array, "b n d"]:
-        attention: Callable = lambda name: Attention(  # noqa: E731
-            self.num_heads, self.head_width, self.qk_norm, dtype=self.dtype, name=name
-        )
-        x = x + attention("attn1")(LayerNorm(name="norm1")(x))
-        x = x + attention("attn2")(LayerNorm(name="norm2")(x), context, mask)
+        fields = self.num_heads, self.head_width, self.qk_norm, self.dtype
+        x = x + Attention(*fields, name="attn1")(LayerNorm(name="norm1")(x))
+        cross = Attention(*fields, name="attn2")
+        x = x + cross(LayerNorm(name="norm2")(x), context, mask)
         return x + FeedForward(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x))
 
 
@@ -429,14 +381,9 @@ class SpatialTransformer(nn.Module):
             mask = region_mask(regions, (h, w), context.shape[1])
         norm = GroupNorm(eps=1e-6, num_groups=self.num_groups, name="norm")
         tokens = conv1x1(c, "proj_in", dtype=self.dtype)(norm(x).reshape(b, h * w, c))
+        fields = self.num_heads, c // self.num_heads, self.qk_norm, self.dtype
         for index in range(self.depth):
-            block = TransformerBlock(
-                self.num_heads,
-                c // self.num_heads,
-                self.qk_norm,
-                dtype=self.dtype,
-                name=f"block_{index}",
-            )
+            block = TransformerBlock(*fields, name=f"block_{index}")
             tokens = block(tokens, context, mask)
         out = conv1x1(c, "proj_out", dtype=self.dtype, init=zeros)(tokens)
         return x + out.reshape(b, h, w, c)

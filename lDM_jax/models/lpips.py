@@ -35,21 +35,11 @@ class LPIPS(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.convs = [
-            conv3x3(width, None, dtype=self.dtype)
-            for widths in self.widths
-            for width in widths
-        ]
-        self.heads = [
-            nn.Dense(
-                1,
-                use_bias=False,
-                kernel_init=nn.initializers.constant(1 / widths[-1]),
-                dtype=jnp.float32,
-                precision="highest",
-            )
-            for widths in self.widths
-        ]
+        widths = [width for widths in self.widths for width in widths]
+        self.convs = [conv3x3(width, None, dtype=self.dtype) for width in widths]
+        options = dict(use_bias=False, dtype=jnp.float32, precision="highest")
+        starts = [nn.initializers.constant(1 / widths[-1]) for widths in self.widths]
+        self.heads = [nn.Dense(1, kernel_init=start, **options) for start in starts]
 
     @typecheck
     def __call__(

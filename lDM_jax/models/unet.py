@@ -13,19 +13,8 @@ import jax.numpy as jnp
 
 from lDM_jax.core.arrays import Array, Cond, Float, Int, typecheck
 from lDM_jax.core.errors import UserError
-from lDM_jax.models import boxes
-from lDM_jax.models.layers import (
-    AttentionBlock,
-    Downsample,
-    GroupNorm,
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-    conv1x1,
-    conv3x3,
-    time_features,
-    zeros,
-)
+from lDM_jax.models import boxes, layers
+from lDM_jax.models.layers import GroupNorm, ResBlock, conv1x1, conv3x3, zeros
 
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {
@@ -87,9 +76,8 @@ class UNet(nn.Module):
 
     def depth(self, level: int) -> int:
         """Blocks of a spatial transformer at a level (-1: the middle)."""
-        if isinstance(self.transformer_depth, int):
-            return self.transformer_depth
-        return self.transformer_depth[level]
+        depth = self.transformer_depth
+        return depth if isinstance(depth, int) else depth[level]
 
     def attends(self, level: int) -> bool:
         """True if there is attention at a level."""
@@ -121,16 +109,14 @@ class UNet(nn.Module):
             for block in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = res(f"output_{index}_0", mult * self.width)(h, emb, train)
-                part = 1
                 if self.attends(level):
                     h = attend(f"output_{index}_1", h, level)
-                    part = 2
                 if level > 0 and block == self.num_res_blocks:
-                    name = f"output_{index}_{part}"
+                    name = f"output_{index}_{1 + self.attends(level)}"
                     if self.res_resample:
                         h = res(name, h.shape[-1], "up")(h, emb, train)
                     else:
-                        h = Upsample(dtype=self.dtype, name=name)(h)
+                        h = layers.Upsample(dtype=self.dtype, name=name)(h)
                 index += 1
 
         h = nn.silu(GroupNorm(num_groups=self.num_groups, name="out_norm")(h))
@@ -152,7 +138,7 @@ class UNet(nn.Module):
                 if self.res_resample:
                     h = res(name, h.shape[-1], "down")(h, emb, train)
                 else:
-                    h = Downsample(dtype=self.dtype, name=name)(h)
+                    h = layers.Downsample(dtype=self.dtype, name=name)(h)
                 skips, index = [*skips, h], index + 1
 
         h = res("middle_0", h.shape[-1])(h, emb, train)
@@ -163,7 +149,7 @@ class UNet(nn.Module):
         """Constructors of residual and attention blocks, fixed options bound."""
         del train
         block = ResBlock
-        transformer, plain = SpatialTransformer, AttentionBlock
+        transformer, plain = layers.SpatialTransformer, layers.AttentionBlock
         if self.remat:
             options = dict(policy=REMAT_POLICIES[self.remat_policy])
             block = nn.remat(ResBlock, static_argnums=(3,), **options)
@@ -172,14 +158,8 @@ class UNet(nn.Module):
         common = dict(num_groups=self.num_groups, dtype=self.dtype)
 
         def res(name: str, width: int, resample: str | None = None):
-            return block(
-                width,
-                dropout=self.dropout,
-                scale_shift=self.scale_shift,
-                resample=resample,
-                name=name,
-                **common,
-            )
+            options = dict(dropout=self.dropout, scale_shift=self.scale_shift)
+            return block(width, resample=resample, name=name, **options, **common)
 
         def attend(name: str, h: Array, level: int) -> Array:
             heads = self.heads(h.shape[-1])
@@ -198,7 +178,7 @@ class UNet(nn.Module):
             h = conv1x1(4 * self.width, f"{name}_0", dtype=self.dtype)(features)
             return conv1x1(4 * self.width, f"{name}_2", dtype=self.dtype)(nn.silu(h))
 
-        emb = mlp("time", time_features(t, self.width).astype(self.dtype))
+        emb = mlp("time", layers.time_features(t, self.width).astype(self.dtype))
         if vector is None:
             return emb
         vector = vector.astype(self.dtype)

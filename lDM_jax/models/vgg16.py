@@ -17,7 +17,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class VGG16(nn.Module):
-    """Normalised pixels f32 "b 224 224 3" -> {"pool": fc2 after its ReLU "b 4096"}."""
+    """Normalized pixels f32 "b 224 224 3" -> {"pool": fc2 after its ReLU "b 4096"}."""
 
     @nn.compact
     @typecheck

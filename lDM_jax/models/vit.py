@@ -32,7 +32,7 @@ CLIP = dict(
 
 
 class ViT(nn.Module):
-    """Normalised pixels f32 "b side side 3" -> the class token "b width", f32.
+    """Normalized pixels f32 "b side side 3" -> the class token "b width", f32.
 
     trained_grid: patches a side that the positions were trained for.
     interpolation_offset: QUIRK(offset): DINOv2 maps positions by (grid + 0.1) /
@@ -60,15 +60,8 @@ class ViT(nn.Module):
         if x.shape[1:3] != (self.side_px, self.side_px):
             raise UserError(f"images of {x.shape[1:3]}, not {self.side_px} px a side")
         patch, grid = (self.patch_px,) * 2, self.side_px // self.patch_px
-        cut = nn.Conv(
-            self.width,
-            patch,
-            patch,
-            "VALID",
-            use_bias=self.patch_bias,
-            precision="highest",
-            name="patches",
-        )
+        options = dict(use_bias=self.patch_bias, precision="highest", name="patches")
+        cut = nn.Conv(self.width, patch, patch, "VALID", **options)
         h = cut(x).reshape(len(x), grid * grid, self.width)
         token = self.param("class_token", nn.initializers.zeros, (self.width,))
         shape = (1 + self.trained_grid**2, self.width)

@@ -62,11 +62,6 @@ def parts(count: int) -> list[range]:
     return [range(start, min(start + PART, count)) for start in range(0, count, PART)]
 
 
-def part_file(folder: Path, number: int) -> Path:
-    """Where a part lies."""
-    return folder / f"{number:06d}.npy"
-
-
 def generate(
     pipe: Pipeline,
     request: Request,
@@ -105,7 +100,7 @@ def generate(
     pipe.place(replicated(mesh))
     with together("drawing"):
         for number, indices in enumerate(parts(count)):
-            file = part_file(folder, number)
+            file = folder / f"{number:06d}.npy"
             if number % jax.process_count() != jax.process_index():
                 continue
             if not file.exists():
@@ -148,7 +143,7 @@ def write_part(file: Path, pictures: np.ndarray) -> None:
 
 def join(folder: Path, path: Path, count: int, labels: np.ndarray | None) -> None:
     """All parts as one npz, in memory one at a time."""
-    files = [part_file(folder, number) for number in range(len(parts(count)))]
+    files = [folder / f"{number:06d}.npy" for number in range(len(parts(count)))]
     shape = (count, *np.load(files[0], mmap_mode="r").shape[1:])
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (

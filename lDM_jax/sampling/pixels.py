@@ -72,6 +72,13 @@ def from_uri(uri: str) -> bytes:
         raise ValueError(f"is no base64: {error}") from None
 
 
+def png(pixels: np.ndarray, **options) -> bytes:
+    """The bytes of a PNG; options as `image.save_png`."""
+    file = io.BytesIO()
+    image_lib.save_png(file, pixels, **options)
+    return file.getvalue()
+
+
 def to_uri(pixels: np.ndarray) -> str:
     """Pixels uint8 "H W 3", or a map of integers 0 .. 255 "H W", as a PNG data URI.
 
@@ -83,9 +90,7 @@ def to_uri(pixels: np.ndarray) -> str:
         if low < 0 or high > 255:
             raise UserError(f"a map with values {low} .. {high} fits no grey PNG")
         values = values.astype(np.uint8)
-    file = io.BytesIO()
-    image_lib.save_png(file, values)
-    return f"{URI}png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"{URI}png;base64,{base64.b64encode(png(values)).decode()}"
 
 
 def box_map(box: Sequence[float], extent: tuple[int, int]) -> np.ndarray:

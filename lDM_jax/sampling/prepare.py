@@ -227,20 +227,15 @@ def _gradient_guidance(models: Models, request: Request) -> dict:
     """What the gradient guidance of the spec needs."""
     gradient_guidance = {}
     if request.target is not None:
-        target = dict(
-            scale=request.target_scale,
-            target=jnp.asarray(image.to_float(request.target))[None],
-            first_stage=models.trained.frozen["first_stage"],
-        )
+        target = jnp.asarray(image.to_float(request.target))[None]
+        own = dict(scale=request.target_scale, target=target)
+        own["first_stage"] = models.trained.frozen["first_stage"]
         if request.target_loss == "lpips":
-            target["lpips"] = models.lpips_variables
-        gradient_guidance[request.target_loss] = target
+            own["lpips"] = models.lpips_variables
+        gradient_guidance[request.target_loss] = own
     if request.classifier_scale:
-        gradient_guidance["class"] = dict(
-            scale=request.classifier_scale,
-            label=request.label,
-            params=models.classifier[1],
-        )
+        own = dict(scale=request.classifier_scale, label=request.label)
+        gradient_guidance["class"] = {**own, "params": models.classifier[1]}
     return gradient_guidance
 
 

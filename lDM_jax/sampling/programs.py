@@ -124,9 +124,8 @@ class CompiledSamplers:
         alone = spec.regional == "latent"  # each region's text: no mask in attention
 
         def network(z, t, cond):
-            return model.denoise(
-                params, z, t, cond.replace(regions=None) if alone else cond
-            )
+            cond = cond.replace(regions=None) if alone else cond
+            return model.denoise(params, z, t, cond)
 
         if spec.window:
             extent, overlap = spec.shape[:2], spec.window // 4
@@ -174,12 +173,9 @@ class CompiledSamplers:
         def perceptual(x, y):
             return LPIPS().apply(own["lpips"], x, y)
 
-        return guidance.toward_target(
-            self._model.codec,
-            own["first_stage"],
-            own["target"],
-            distance=perceptual if name == "lpips" else None,
-        )
+        known = self._model.codec, own["first_stage"], own["target"]
+        distance = perceptual if name == "lpips" else None
+        return guidance.toward_target(*known, distance=distance)
 
     def _begin(self, keys, inputs: SamplingInputs, grid: Grid, shape) -> tuple:
         """(z at inputs.start, what holds the known latents or None)."""

@@ -15,14 +15,8 @@ import numpy as np
 
 from lDM_jax.core import image as image_lib
 from lDM_jax.core.errors import UserError
-from lDM_jax.sampling.pixels import (
-    Picture,
-    box_map,
-    is_box,
-    read_map,
-    read_pixels,
-    to_uri,
-)
+from lDM_jax.sampling import pixels as pixels_lib
+from lDM_jax.sampling.pixels import Picture, is_box, read_map, read_pixels
 from lDM_jax.tasks.class_label import listed
 from lDM_jax.tasks.registry import TASKS
 from lDM_jax.tasks.task import Settings, Task
@@ -36,6 +30,10 @@ PIXEL_FIELDS = {
 }
 FILE_FIELDS = {*PIXEL_FIELDS, "regions"}
 TARGET_LOSSES = ("l2", "lpips")
+TUPLES = ("seeds", "size_px", "interval")
+CHANGES = {"", "image", "mask"}  # fields with which any model changes a picture
+# A record names these also where they have their defaults.
+ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +119,10 @@ class Request:
 def plain(value):
     """A field's value as JSON; arrays as data URIs, files by their name."""
     if isinstance(value, np.ndarray):
-        return to_uri(value)
+        return pixels_lib.to_uri(value)
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
-
-
-ALWAYS = ("prompt", "seeds", "sampler", "steps", "guidance", "eta", *PIXEL_FIELDS)
 
 
 def from_record(stored: dict) -> Request:
@@ -138,15 +133,8 @@ def from_record(stored: dict) -> Request:
         raise UserError(
             f"a request has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
         )
-    return Request(
-        **{
-            name: tuple(value) if name in TUPLES and isinstance(value, list) else value
-            for name, value in stored.items()
-        }
-    )
-
-
-TUPLES = ("seeds", "size_px", "interval")
+    tuples = {n: tuple(stored[n]) for n in TUPLES if isinstance(stored.get(n), list)}
+    return Request(**{**stored, **tuples})
 
 
 def changed_fields(old: Request, new: Request) -> set[str]:
@@ -215,7 +203,7 @@ def region_maps(request: Request, given: RequestPixels) -> np.ndarray:
     maps = []
     for _, where, *_ in request.regions:
         if is_box(where):
-            region = box_map(where, extent)
+            region = pixels_lib.box_map(where, extent)
         else:
             region = read_map(where, "region") > 0
         if region.shape != extent:
@@ -268,9 +256,6 @@ def is_empty(value) -> bool:
     return value is None or (isinstance(value, str) and not value)
 
 
-CHANGES = {"", "image", "mask"}  # fields with which any model changes a picture
-
-
 def label_number(label: int | str | None, names: Sequence[str]) -> int | None:
     """The number of a class given by its number or its name, of `names`.
 
@@ -306,10 +291,8 @@ def check_guidance(request: Request) -> None:
                 "and 1 (noise)"
             )
     if request.target_loss not in TARGET_LOSSES:
-        raise UserError(
-            f"target_loss is {request.target_loss!r}; valid: "
-            + ", ".join(TARGET_LOSSES)
-        )
+        valid = ", ".join(TARGET_LOSSES)
+        raise UserError(f"target_loss is {request.target_loss!r}; valid: {valid}")
     if request.classifier_scale and request.label is None:
         raise UserError("classifier_scale needs the label to pull to")
     if request.autoguidance != 1 and request.guidance not in (None, 1):

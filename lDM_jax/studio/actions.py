@@ -16,24 +16,15 @@ import numpy as np
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.edits import EditedTrajectory
 from lDM_jax.sampling.request import Request, changed_fields
-from lDM_jax.studio import limits, painter, tabs
-from lDM_jax.studio.player import (
-    Studio,
-    View,
-    describe,
-    end,
-    play,
-    set_pace,
-    title_of,
-    view_of,
-)
+from lDM_jax.studio import limits, painter, player, tabs
+from lDM_jax.studio.player import Studio, View
 from lDM_jax.studio.run import Run
 from lDM_jax.studio.served import Served
 from lDM_jax.studio.session import Drawing, Session
 
 # Fields of the request that may change while an image is drawn.
-LIVE = ("prompt", "negative", "guidance", "strength", "mask", "regions")
-LIVE += ("layout", "segmentation", "label", "image")
+LIVE = ("prompt", "negative", "guidance", "strength", "mask", "regions", "layout")
+LIVE += ("segmentation", "label", "image")
 MORE = 4  # images of "more like this"
 MORE_STRENGTH = 0.75
 
@@ -43,16 +34,16 @@ def generate(
 ) -> Iterator[View]:
     """A new image from the controls; steps: paused after so many."""
     served, request = studio.request(session, controls)
-    set_pace(session, controls)
+    player.set_pace(session, controls)
     yield View("preparing", note="Reading the request …")
     run = studio.start(served, request)
     session.tab, session.request = controls["tab"], request
-    yield from play(studio, session, run, steps=steps)
+    yield from player.play(studio, session, run, steps=steps)
 
 
 def edit(studio: Studio, session: Session, controls: dict) -> str:
     """Announce what changed in the controls to the run; what to say about it."""
-    set_pace(session, controls)
+    player.set_pace(session, controls)
     run, before = session.run, session.request
     if run is None or run.done or before is None:
         return ""
@@ -64,7 +55,7 @@ def edit(studio: Studio, session: Session, controls: dict) -> str:
     if not changes:
         return ""
     run.edit(changes)
-    return f"From step {run.step + 1} on: {describe(changes)}"
+    return f"From step {run.step + 1} on: {player.describe(changes)}"
 
 
 def adopt(studio: Studio, session: Session, controls: dict) -> None:
@@ -100,7 +91,7 @@ def resume(
     if run.done:
         raise UserError("the picture is finished: go back to a step, or generate")
     edit(studio, session, controls)
-    yield from play(studio, session, run, steps=steps, fresh=False)
+    yield from player.play(studio, session, run, steps=steps, fresh=False)
 
 
 def halt(studio: Studio, session: Session, command: str) -> View | None:
@@ -109,7 +100,7 @@ def halt(studio: Studio, session: Session, command: str) -> View | None:
     session.command = command
     if run is None or run.done or before == "play" or not run.begun:
         return None
-    return end(studio, session, run, session.player)
+    return player.end(studio, session, run, session.player)
 
 
 def rewind(session: Session, step: int) -> View:
@@ -127,7 +118,7 @@ def rewind(session: Session, step: int) -> View:
             session.request = dataclasses.replace(session.request, **back)
         session.spent_secs = min(session.spent_secs, run.made * 0.1)
         note = f"At step {run.step} of {run.total}: change the words and resume"
-        return view_of(session, run, "paused", note=note)
+        return player.view_of(session, run, "paused", note=note)
 
 
 def look(studio: Studio, session: Session) -> View:
@@ -137,11 +128,11 @@ def look(studio: Studio, session: Session) -> View:
         raise UserError("there is nothing to look at: generate a picture first")
     with studio.devices, session.lock:
         pixels = run.look()
-        session.show(pixels, run.record(), title_of(run.request))
+        session.show(pixels, run.record(), player.title_of(run.request))
         state = "done" if run.done else "paused"
         if session.command == "play" and not run.done:
             state = "playing"
-        return view_of(session, run, state, pixels, note="decoded in full")
+        return player.view_of(session, run, state, pixels, note="decoded in full")
 
 
 def read_record(studio: Studio, stored: dict) -> tuple[Served, EditedTrajectory]:
@@ -167,16 +158,11 @@ def source_of(studio: Studio, session: Session) -> tuple[Served, Drawing, Reques
 
 
 def vary(
-    studio: Studio,
-    session: Session,
-    controls: dict,
-    *,
-    strength: float,
-    count: int = 1,
+    studio: Studio, session: Session, controls: dict, *, strength: float, count: int = 1
 ) -> Iterator[View]:
     """Images like the current one: its latents noised to `strength`, new seeds."""
     served, current, request = source_of(studio, session)
-    set_pace(session, controls)
+    player.set_pace(session, controls)
     changes = {"source": None, "image": current.pixels, "mask": None, "size_px": None}
     if served.task.own_image:
         changes = {}  # its image is its condition: only the seed can change
@@ -195,7 +181,7 @@ def redraw(
 ) -> Iterator[View]:
     """Draw the marked part of the current image anew, blended in the latents."""
     served, current, request = source_of(studio, session)
-    set_pace(session, controls)
+    player.set_pace(session, controls)
     if served.task.field == "image":
         raise UserError("an enlarged picture cannot be redrawn in part")
     where = painter.label_map(mask, current.pixels.shape[:2], "mask") > 0
@@ -229,7 +215,7 @@ def play_from(
     """Draw a request that was made from a finished image; its words can be edited."""
     run = studio.start(served, request)
     adopt(studio, session, {**controls, "tab": tabs.Text.name, "model": served.name})
-    yield from play(studio, session, run, parent=parent.number)
+    yield from player.play(studio, session, run, parent=parent.number)
     return run
 
 
@@ -242,10 +228,9 @@ def reopen(
 ) -> Iterator[View]:
     """Draw a request again with its edits, step by step as it was."""
     yield View("preparing", note="Reading the request …")
-    more = dict(script=edited.edits, until=edited.until)
-    run = studio.start(served, edited.request, **more)
+    run = studio.start(served, edited.request, script=edited.edits, until=edited.until)
     adopt(studio, session, controls)
-    yield from play(studio, session, run)
+    yield from player.play(studio, session, run)
 
 
 def undo(session: Session) -> Drawing:

@@ -6,7 +6,6 @@ upload is in its own file.
 
 import base64
 import binascii
-import io
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from lDM_jax.core import image
 from lDM_jax.core.errors import UserError
+from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.sampling.edits import EditedTrajectory
 from lDM_jax.studio import limits, tabs
 from lDM_jax.studio.actions import read_record
@@ -91,12 +91,9 @@ def contact_sheet(drawings: Sequence[Drawing]) -> bytes:
     """All images side by side as a PNG, in the extent of the largest."""
     if not drawings:
         raise UserError("the gallery is empty")
-    height = max(drawing.pixels.shape[0] for drawing in drawings)
-    width = max(drawing.pixels.shape[1] for drawing in drawings)
+    height, width = (max(d.pixels.shape[axis] for d in drawings) for axis in (0, 1))
     cells = np.full((len(drawings), height, width, 3), 255, np.uint8)
     for cell, drawing in zip(cells, drawings, strict=True):
         h, w = drawing.pixels.shape[:2]
         cell[:h, :w] = drawing.pixels
-    file = io.BytesIO()
-    image.save_png(file, image.grid(cells))
-    return file.getvalue()
+    return pixels_lib.png(image.grid(cells))

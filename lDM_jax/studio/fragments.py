@@ -130,9 +130,3 @@ def gallery(drawings: Sequence[Drawing], current: Drawing | None) -> str:
             f"<img alt='{title}' src='{data_uri(drawing.pixels, SMALL_PX)}'></button>"
         )
     return f"<div class='gallery' id='gallery_grid'>{''.join(cells)}</div>"
-
-
-def sheet(drawings: Sequence[Drawing], png: bytes) -> str:
-    """The link to a contact sheet."""
-    text = f"Download the sheet of {len(drawings)} pictures"
-    return link("sheet_link", "contact-sheet.png", "image/png", png, text)

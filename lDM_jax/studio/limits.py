@@ -108,14 +108,11 @@ def checked_trajectory(stored: dict) -> EditedTrajectory:
         raise UserError(
             f"the file holds {len(edited.edits)} edits: at most {MAX_EDITS}"
         )
-    edits = tuple(Edit(edit.step, changes(edit.changes)) for edit in edited.edits)
-    return dataclasses.replace(edited, request=request(rest), edits=edits)
-
-
-def changes(edit: dict) -> dict:
-    """The fields of an edit, checked as `request`."""
-    checked = request(edit)
-    return {name: getattr(checked, name) for name in edit}
+    edits = []
+    for step, changes in edited.edits:
+        checked = request(changes)
+        edits.append(Edit(step, {name: getattr(checked, name) for name in changes}))
+    return dataclasses.replace(edited, request=request(rest), edits=tuple(edits))
 
 
 def request(fields: dict) -> Request:
@@ -124,12 +121,8 @@ def request(fields: dict) -> Request:
     Of several seeds the first is taken: the page draws one picture at a time.
     """
     from_record({name: None for name in fields})  # refuses unknown names
-    values = {}
-    for name, value in fields.items():
-        if value is None:
-            continue
-        values[name] = CHECKS[name](value, name)
-    return Request(**values)
+    stated = {name: value for name, value in fields.items() if value is not None}
+    return Request(**{name: CHECKS[name](v, name) for name, v in stated.items()})
 
 
 def _fail(name: str, value: object, valid: str) -> UserError:

@@ -11,18 +11,11 @@ from lDM_jax.studio.limits import MAX_UPLOAD
 
 MAX_BODY = 2 * MAX_UPLOAD  # an upload as base64, and the controls
 CLOSED = ("/upload", "/file=", "/file/", "/stream/", "/proxy=", "/deep_link")
-POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self' data: blob:",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-    )
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'"
 )
 HEADERS = [
     (b"content-security-policy", POLICY.encode()),

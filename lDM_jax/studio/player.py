@@ -2,12 +2,14 @@
 
 `play` yields a `View` for each step and heeds the session's command between them. Knows
 neither the web toolkit nor HTML. What people may do is `studio.actions`. Reading order:
-View, Studio, `play`.
+View, FairLock (several people share the devices), Studio, `play`.
 """
 
 import sys
+import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,7 +18,6 @@ import numpy as np
 from lDM_jax.core.errors import UserError
 from lDM_jax.sampling.request import Request
 from lDM_jax.studio import limits, tabs
-from lDM_jax.studio.queue import FairLock
 from lDM_jax.studio.run import Run
 from lDM_jax.studio.served import Served
 from lDM_jax.studio.session import Session, Sessions
@@ -42,6 +43,37 @@ class View(NamedTuple):
     note: str = ""
     error: str = ""
     kept: bool = False
+
+
+class FairLock:
+    """`with lock: ...` runs alone, in the order of arrival.
+
+    Whoever has made a step of a trajectory goes to the end of the queue, so that those
+    of several people advance side by side, and no one waits for the end of another's.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._queue: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        mine = threading.Event()
+        with self._lock:
+            self._queue.append(mine)
+            if self._queue[0] is mine:
+                mine.set()
+        mine.wait()
+
+    def __exit__(self, *error) -> None:
+        with self._lock:
+            self._queue.popleft()
+            if self._queue:
+                self._queue[0].set()
+
+    @property
+    def waiting(self) -> int:
+        """How many are in the queue, with the one that runs."""
+        return len(self._queue)
 
 
 class Studio:

@@ -152,14 +152,11 @@ class Run:
         if sum(sizes) > MARKS_BYTES and len(self.marks) > 8:
             self.marks = [*self.marks[:-1:2], self.marks[-1]]
 
-    def edited(self) -> EditedTrajectory:
-        """The request and its edits: all that makes the image at this step again."""
-        until = None if self.step == self.total else self.step
-        return EditedTrajectory(self._first, tuple(self.edits), until)
-
     def record(self) -> dict:
-        """The request, its edits and the model's name as JSON."""
-        return {"model": self.model, **self.edited().record()}
+        """What makes the image at this step again, as JSON: request, edits, model."""
+        until = None if self.step == self.total else self.step
+        edited = EditedTrajectory(self._first, tuple(self.edits), until)
+        return {"model": self.model, **edited.record()}
 
     def look(self) -> np.ndarray:
         """The image at this step by the full decoder, uint8 "H W 3"."""

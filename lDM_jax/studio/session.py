@@ -5,7 +5,6 @@ it was idle for long, and shares nothing with others but the models.
 """
 
 import dataclasses
-import io
 import json
 import threading
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lDM_jax.core import image
+from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.sampling.request import Request
 from lDM_jax.studio.run import Run
 
@@ -47,9 +46,7 @@ class Drawing:
 
     def png(self) -> bytes:
         """The file that holds the image and its record."""
-        file = io.BytesIO()
-        image.save_png(file, self.pixels, request=self.record)
-        return file.getvalue()
+        return pixels_lib.png(self.pixels, request=self.record)
 
 
 class Session:

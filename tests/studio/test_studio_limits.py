@@ -14,8 +14,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.sampling import pixels as pixels_lib
 from lDM_jax.studio import files, fragments, limits, session
 from lDM_jax.studio.middleware import MAX_BODY, SecurityMiddleware
-from lDM_jax.studio.player import View
-from lDM_jax.studio.queue import FairLock
+from lDM_jax.studio.player import FairLock, View
 from lDM_jax.studio.session import Sessions
 from tests.toys import EMPTY, PICTURE, chunk, png, png_header
 

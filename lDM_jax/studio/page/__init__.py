@@ -1,1 +1,1 @@
-"""The page of the studio, in Gradio: layout, inputs, wiring, events."""
+"""The page of the studio, in Gradio: layout, wiring, events."""

@@ -1,38 +1,35 @@
 """Which action each event of the studio's page takes, and the server that serves it.
 
 `build` makes the page of components (`layout`) and events, `launch` starts the server.
-Here are the events that draw and steer; those of what goes in are in `inputs`, and how
-an event becomes an action in `wiring`.
+How an event becomes an action is in `wiring`.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gradio as gr
 
-from lDM_jax.studio import actions, files, fragments
+from lDM_jax.studio import actions, files, fragments, tabs
 from lDM_jax.studio.middleware import SecurityMiddleware
 from lDM_jax.studio.page import layout
-from lDM_jax.studio.page.inputs import Inputs
-from lDM_jax.studio.page.wiring import NOTHING, PLAYERS, SCREEN, screen
+from lDM_jax.studio.page.wiring import NOTHING, PLAYERS, SCREEN, Wiring, screen, updates
 from lDM_jax.studio.player import Studio, View
 from lDM_jax.studio.session import Drawing, Session
+from lDM_jax.studio.tabs import TABS
 
 ASSETS = Path(actions.__file__).parent
 WAITING = 64
 # Settings whose changes reach an image that is being drawn, as all of a tab's controls.
 TYPED = ("prompt", "negative")
 TURNED = ("guidance", "pace", "sharp")
+DEFAULTS = ("guidance", "steps", "sampler", "size")
 
 
 def build(studio: Studio) -> gr.Blocks:
     """The page for the studio's models."""
-    with gr.Blocks(
-        title="Studio",
-        analytics_enabled=False,
-        fill_width=True,
-        delete_cache=(3600, 3600),
-    ) as page:
+    options = dict(analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
+    with gr.Blocks(title="Studio", **options) as page:
         Page(page, studio, layout.components(studio))
     page.queue(max_size=WAITING, default_concurrency_limit=PLAYERS)
     return page
@@ -71,11 +68,16 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, auth, open_browser: 
     )
 
 
-class Page(Inputs):
-    """All events of the page."""
+class Page(Wiring):
+    """All events of the page: what goes in, what draws and steers, the gallery."""
 
     def __init__(self, page: gr.Blocks, studio: Studio, c: dict):
         super().__init__(studio, c)
+        self._settings()
+        self._files()
+        for tab in TABS.values():
+            if tabs.serving(tab.name, studio.models):
+                tab.wire(self)
         self._draw()
         self._steer()
         self._gallery()
@@ -84,6 +86,65 @@ class Page(Inputs):
     def leave(self, request: gr.Request) -> None:
         """The browser's tab was closed."""
         self.studio.sessions.drop(request.session_hash)
+
+    def _settings(self) -> None:
+        c, chosen = self.c, ("tab", "model")
+        outputs = ("model", *DEFAULTS)
+        self.tells(c["tab"].select, self.tab_chosen, chosen, outputs)
+        outputs = (*DEFAULTS, *self.tab_controls)
+        self.tells(c["model"].input, self.model_chosen, chosen, outputs)
+        seed = lambda session: (random.randrange(2**31),)  # noqa: E731
+        self.tells(c["new_seed"].click, seed, outputs=["seed"])
+
+    def tab_chosen(self, session: Session, tab: str, model: str) -> tuple:
+        """The models of a tab; the settings follow if the model is another one."""
+        names, settings = tabs.serving(tab, self.studio.models), {}
+        if names:
+            settings["model"] = {"choices": names}
+        if names and model not in names:
+            settings["model"]["value"] = names[0]
+            settings |= layout.defaults(self.studio.models[names[0]])
+        return updates(("model", *DEFAULTS), settings)
+
+    def model_chosen(self, session: Session, tab: str, model: str) -> tuple:
+        """Settings and the tab's components for another of its models."""
+        served = self.studio.served({"tab": tab, "model": model})
+        settings = layout.defaults(served) | TABS[tab].fit(served)
+        return updates((*DEFAULTS, *self.tab_controls), settings)
+
+    def _files(self) -> None:
+        c, studio = self.c, self.studio
+
+        def fill(session: Session, data: dict) -> tuple:
+            session.opened = None
+            session.opened = files.opened(studio, session, data)
+            return self.restored(session)
+
+        def draw(session: Session, controls: dict) -> Iterator[View]:
+            file, session.opened = session.opened, None
+            if file is not None and file.draw:
+                yield from actions.reopen(
+                    studio, session, file.served, file.edited, controls
+                )
+
+        def save(session: Session, *values) -> tuple:
+            controls = dict(zip(self.controls, values, strict=True))
+            data = files.preset(studio, session, controls)
+            kind, text = "application/json", "Download the preset"
+            return (fragments.link("preset_link", "preset.json", kind, data, text),)
+
+        upload = c["open"].upload
+        opened = self.tells(upload, fill, outputs=self.controls, data=True)
+        self.draws(opened.then, draw)
+        self.tells(c["preset_save"].click, save, self.controls, ["preset"])
+
+    def restored(self, session: Session) -> tuple:
+        """The controls after a file was opened; what it does not say stays."""
+        values = session.opened.controls
+        name = values["tab"]
+        changes = TABS[name].restored(values, session.inputs)
+        changes["model"]["choices"] = tabs.serving(name, self.studio.models)
+        return updates(self.controls, changes)
 
     def _draw(self) -> None:
         c, studio = self.c, self.studio
@@ -151,7 +212,9 @@ class Page(Inputs):
 
         def sheet(session: Session) -> tuple:
             png = files.contact_sheet(session.gallery)
-            return (fragments.sheet(session.gallery, png),)
+            name = "contact-sheet.png"
+            text = f"Download the sheet of {len(session.gallery)} pictures"
+            return (fragments.link("sheet_link", name, "image/png", png, text),)
 
         self.tells(c["gallery"].select, choose, outputs=SCREEN, data=True)
         self.tells(c["undo"].click, undo, outputs=SCREEN)

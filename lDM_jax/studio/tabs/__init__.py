@@ -20,19 +20,8 @@ from lDM_jax.studio.tabs.super_resolution import SuperResolution
 from lDM_jax.studio.tabs.tab import Tab
 from lDM_jax.studio.tabs.text import Text
 
-TABS: dict[str, Tab] = {
-    tab.name: tab
-    for tab in (
-        Text(),
-        Image(),
-        Inpaint(),
-        Regions(),
-        Layout(),
-        Semantic(),
-        SuperResolution(),
-        ClassLabel(),
-    )
-}
+KINDS = (Text, Image, Inpaint, Regions, Layout, Semantic, SuperResolution, ClassLabel)
+TABS: dict[str, Tab] = {kind.name: kind() for kind in KINDS}
 
 
 def serving(name: str, models: dict[str, Served]) -> list[str]:
@@ -69,13 +58,8 @@ def request(controls: dict, served: Served, inputs: dict) -> Request:
         )
     sampler = controls["sampler"]
     own_eta = samplers.check(limits.CHECKS["sampler"](sampler, "sampler")).eta
-    fields = {
-        "seeds": [controls["seed"]],
-        "steps": controls["steps"],
-        "guidance": controls["guidance"],
-        "sampler": sampler,
-        "eta": controls["eta"] if own_eta is None else 0,
-    }
-    if served.task.field == "prompt":
-        fields |= {"prompt": controls["prompt"], "negative": controls["negative"]}
+    names = ("steps", "guidance", "sampler")
+    names += ("prompt", "negative") if served.task.field == "prompt" else ()
+    fields = {name: controls[name] for name in names} | {"seeds": [controls["seed"]]}
+    fields["eta"] = controls["eta"] if own_eta is None else 0
     return limits.request(fields | tab.fields(controls, served, inputs))

@@ -103,7 +103,6 @@ def extend_canvas(
     columns = added("left", width), added("right", width)
     if max(height + sum(rows), width + sum(columns)) > limits.MAX_SIDE_PX:
         raise UserError(f"a side has at most {limits.MAX_SIDE_PX} pixels")
-    mask = np.pad(
-        np.zeros((height, width), np.int32), (rows, columns), constant_values=1
-    )
+    inside = np.zeros((height, width), np.int32)
+    mask = np.pad(inside, (rows, columns), constant_values=1)
     return np.pad(pixels, (rows, columns, (0, 0)), "edge"), mask

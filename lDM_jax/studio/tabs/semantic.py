@@ -42,10 +42,8 @@ class Semantic(Tab):
         return {"labels": {"labels": label_names(served), "extent": extent}}
 
     def fields(self, controls: dict, served: Served, inputs: dict) -> dict:
-        value = controls["labels"]
-        return {
-            "segmentation": painter.label_map(value, served.own_extent, "label map")
-        }
+        value, extent = controls["labels"], served.own_extent
+        return {"segmentation": painter.label_map(value, extent, "label map")}
 
     def example(self, served: Served) -> dict:
         return {"segmentation": np.zeros(served.own_extent, np.int32)}
