@@ -71,8 +71,6 @@ def train(
     update = jit_update(stage, mesh, shardings, root=root, limits=settings.limits)
     done, pending, stopping = 0, None, False
     with preemption() as stop, contextlib.ExitStack() as stack:
-        if hasattr(iterator, "close"):
-            stack.callback(iterator.close)
         storage = Storage(directory, iterator, settings)
         stack.callback(storage.close)
         state, guard, start = storage.restore_or_init(experiment, shardings, mesh)
@@ -117,8 +115,6 @@ def train(
             storage.end(trouble, done, state, guard)
     if stopping:
         log.info("stopped by a signal at step %d; the same command continues", done)
-    elif start >= last:
-        log.info("nothing to do: step %d of train.num_steps = %d is done", start, last)
     return 0
 
 
@@ -146,6 +142,8 @@ class Storage:
         self.iterator.set_state(stored.iterator)
         guard = Guard.from_record(stored.guard) if stored.guard else Guard.start()
         log.info("continuing from step %d", stored.step)
+        if stored.step >= self.settings.num_steps:
+            log.info("nothing to do: train.num_steps = %d", self.settings.num_steps)
         if stored.step and self.settings.due(stored.step).averages:
             self.save_averages(stored.step, stored.state)
         return stored.state, put_replicated(mesh, guard), stored.step
@@ -185,8 +183,10 @@ class Storage:
         )
 
     def close(self) -> None:
-        """Close both, whatever happens."""
+        """Close both, and the data's workers, whatever happens."""
         with contextlib.ExitStack() as stack:
+            if hasattr(self.iterator, "close"):
+                stack.callback(self.iterator.close)
             for checkpoints in filter(None, (self.checkpoints, self.snapshots)):
                 stack.callback(checkpoints.close)
 
