@@ -33,7 +33,7 @@ class Zeros:
 
 @pytest.fixture(scope="module")
 def pipe():
-    made = drawn("emoji")
+    made = with_config(drawn("emoji"))  # its own, since it loses its programs
     made._programs = Zeros()
     return made
 
