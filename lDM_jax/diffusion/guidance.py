@@ -135,14 +135,14 @@ def by_score(
 
 @typecheck
 def mix(
-    weak: Float[Array, "b *rest"],
-    strong: Float[Array, "b *rest"],
+    weak: Float[Array, " b *rest"],
+    strong: Float[Array, " b *rest"],
     scale: Scalar,
     t: Int[Array, " b"] | Float[Array, " b"],
     *,
     rescale: Scalar = 0.0,
     interval: Interval | None = None,
-) -> Float[Array, "b *rest"]:
+) -> Float[Array, " b *rest"]:
     """weak + scale (strong - weak), at least in f32.
 
     interval (low, high) in the units of t: outside low <= t <= high the scale is 1

@@ -227,16 +227,16 @@ class Process:
 
     @typecheck
     def q_sample(
-        self, z0: Float[Array, "b *rest"], eps: Float[Array, "b *rest"], t: Times
-    ) -> Float[Array, "b *rest"]:
+        self, z0: Float[Array, " b *rest"], eps: Float[Array, " b *rest"], t: Times
+    ) -> Float[Array, " b *rest"]:
         """z_t = alpha_t z0 + sigma_t eps (eq. 4 of arXiv 2006.11239)."""
         alpha, sigma = self._scales_like(z0, t)
         return alpha * z0 + sigma * eps
 
     @typecheck
     def target(
-        self, z0: Float[Array, "b *rest"], eps: Float[Array, "b *rest"], t: Times
-    ) -> Float[Array, "b *rest"]:
+        self, z0: Float[Array, " b *rest"], eps: Float[Array, " b *rest"], t: Times
+    ) -> Float[Array, " b *rest"]:
         """What the network should say at z_t; the module docstring has the table."""
         if self.prediction == "eps":
             return eps
@@ -251,11 +251,11 @@ class Process:
     @typecheck
     def to_z0_eps(
         self,
-        prediction: Float[Array, "b *rest"],
-        z_t: Float[Array, "b *rest"],
+        prediction: Float[Array, " b *rest"],
+        z_t: Float[Array, " b *rest"],
         alpha: Scale,
         sigma: Scale,
-    ) -> tuple[Float[Array, "b *rest"], Float[Array, "b *rest"]]:
+    ) -> tuple[Float[Array, " b *rest"], Float[Array, " b *rest"]]:
         """(z0_hat, eps_hat) of a prediction at z_t; alpha and sigma scalar or "b".
 
         A pair always satisfies z_t = alpha z0_hat + sigma eps_hat. Undefined (inf) for

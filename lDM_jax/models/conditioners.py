@@ -104,10 +104,10 @@ class AsItIs(nn.Module):
     @typecheck
     def __call__(
         self,
-        value: Float[Array, "b *rest"],
+        value: Float[Array, " b *rest"],
         drop: Bool[Array, " b"],
         train: bool = False,
-    ) -> Float[Array, "b *rest"]:
+    ) -> Float[Array, " b *rest"]:
         del train
         if self.fold > 1:
             value = fold_cells(value, self.fold)

@@ -13,7 +13,7 @@ from lDM_jax.core.errors import UserError
 from lDM_jax.diffusion import samplers
 from lDM_jax.sampling import bulk
 from lDM_jax.sampling.request import Request
-from tests.tasks.test_tasks import HOLE, PICTURE, drawn
+from tests.toys import HOLE, PICTURE, drawn, with_config
 
 COMMON = dict(prompt="red heart", seeds=(0, 1), steps=2)
 

@@ -12,7 +12,7 @@ from lDM_jax.studio.served import Served
 from lDM_jax.studio.tabs import TABS
 from lDM_jax.studio.tabs.tab import Tab
 from tests.studio.test_studio import controls, generated, opened
-from tests.tasks.test_tasks import drawn
+from tests.toys import drawn
 
 
 class Hearts(Tab):
