@@ -62,6 +62,10 @@ def test_notebooks_name_what_exists(path):
     assert not {name for name in paths_of(text) if not (ROOT / name).exists()}
     for name in {*MODULE.findall(text), *IMPORT.findall(text)}:
         assert importlib.util.find_spec(name.rstrip(".")), name
+    for module, names in re.findall(r"^from (lDM_jax[\w.]*) import (.+)$", text, re.M):
+        for name in names.split(", "):
+            known = hasattr(importlib.import_module(module), name)
+            assert known or importlib.util.find_spec(f"{module}.{name}"), name
 
 
 def test_reading_of_paths():
